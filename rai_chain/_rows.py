@@ -1,0 +1,85 @@
+"""`param_ndim`: what counts as one row of a tensor.
+
+For a tensor of shape ``(d0, d1, d2)``:
+
+=========  ===================
+param_ndim rows
+=========  ===================
+None, 3    ``(1, d0*d1*d2)``
+-1, 2      ``(d0, d1*d2)``
+-2, 1      ``(d0*d1, d2)``
+-3, 0      ``(d0*d1*d2, 1)``
+=========  ===================
+
+A positive number counts the dimensions of one row, a negative one the leading dimensions
+that separate rows, and None makes the whole tensor one row.
+"""
+
+import math
+
+from torch import Tensor
+
+
+def check_param_ndim(param_ndim: int | None, *tensors: Tensor | None) -> None:
+    """Refuse a `param_ndim` that is no int or None, or too large for one of the tensors."""
+    if param_ndim is None:
+        return
+    if not isinstance(param_ndim, int) or isinstance(param_ndim, bool):
+        raise TypeError(f"`param_ndim` must be an int or None  Got: {param_ndim!r}")
+    for tensor in tensors:
+        if tensor is not None and abs(param_ndim) > tensor.ndim:
+            raise ValueError(
+                f"`param_ndim` must satisfy abs(param_ndim) <= ndim  "
+                f"Got: {param_ndim} for a tensor of shape {tuple(tensor.shape)}"
+            )
+
+
+def row_dims(ndim: int, param_ndim: int | None) -> int:
+    """How many trailing dimensions make one row."""
+    if param_ndim is None:
+        return ndim
+    return param_ndim + ndim if param_ndim < 0 else param_ndim
+
+
+def to_rows(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
+    """The tensor as (N, D), one row for each group of elements that belong together.
+
+    A view where the memory layout allows one, else a copy.
+    """
+    check_param_ndim(param_ndim, tensor)
+    split = tensor.ndim - row_dims(tensor.ndim, param_ndim)
+    shape = tensor.shape
+    return tensor.reshape(math.prod(shape[:split]), math.prod(shape[split:]))
+
+
+def to_batch(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
+    """View a tensor as a batch ``(N, d0, ...)`` whose items have `param_ndim` dimensions.
+
+    Args:
+        tensor: any shape, any dtype. Its `grad`, if there is one, is viewed likewise.
+        param_ndim: dimensions of one item; a negative number counts from `tensor.ndim`,
+            None takes the whole tensor as one item. abs(param_ndim) <= tensor.ndim.
+
+    Returns:
+        A tensor of at least two dimensions: a view where the layout allows one, else a copy.
+
+    Raises:
+        TypeError: `param_ndim` is neither an int nor None.
+        ValueError: abs(param_ndim) > tensor.ndim.
+
+    Example:
+        >>> import torch
+        >>> x = torch.rand(3, 5, 2)
+        >>> [tuple(to_batch(x, n).shape) for n in (None, -1, -2, -3)]
+        [(1, 3, 5, 2), (3, 5, 2), (15, 2), (30, 1)]
+
+    Source: the reshaping described for `param_ndim` in the documentation of rai-toolbox.
+    """
+    check_param_ndim(param_ndim, tensor)
+    kept = row_dims(tensor.ndim, param_ndim)
+    split = tensor.ndim - kept
+    item = tuple(tensor.shape[split:]) or (1,)
+    batch = tensor.reshape(math.prod(tensor.shape[:split]), *item)
+    if tensor.is_leaf and tensor.grad is not None:
+        batch.grad = to_batch(tensor.grad, param_ndim)
+    return batch

@@ -1,0 +1,487 @@
+"""The scope decorators: one pure function becomes a link factory."""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, overload
+
+import torch
+from torch import Tensor
+
+from ._hyper import Rule, rules_of
+from ._random import fold
+from ._rows import check_param_ndim, to_rows
+from ._tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
+from .base import Link, Phase, Run, Scope, State, overlaps, write_back
+
+# What a function may ask for, as keyword-only parameters, besides its hyperparameters.
+_GIVEN = frozenset({"out", "param", "state", "step", "key"})
+
+
+class Factory(Protocol):
+    """What the decorators return: hyperparameters -> link."""
+
+    __name__: str
+    definition: "Definition"
+
+    def __call__(self, *args: Any, **kwargs: Any) -> "FunctionLink":
+        """Make the link."""
+
+    def function(self, *args: Any, **kwargs: Any) -> Any:
+        """The undecorated function."""
+
+
+class _Unset:
+    """The `param_ndim` of a link that leaves it to the pipeline's home."""
+
+    def __repr__(self) -> str:
+        return "unset"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET = _Unset()
+
+
+@dataclass(frozen=True)
+class Definition:
+    """What a decorator reads off a link function."""
+
+    function: Callable[..., Any]
+    scope: Scope
+    phase: Phase
+    parameters: tuple[inspect.Parameter, ...]
+    rules: dict[str, Rule]
+    given: frozenset[str]
+    start: Callable[..., dict[str, Tensor]] | None
+    check: Callable[[dict[str, Any]], None] | None
+    draws: str | None
+
+    def draw_is_needed(self, values: dict[str, Any]) -> bool:
+        """Whether the function draws: not where the value that `draws` names is the number 0."""
+        if "key" not in self.given or self.draws is None:
+            return "key" in self.given
+        value = values[self.draws]
+        return isinstance(value, Tensor) or callable(value) or bool(value)
+
+
+class FunctionLink(Link):
+    """A link made of one function: what the factories of `elementwise` and the rest return."""
+
+    factory: Factory
+    definition: Definition
+    param_ndim: Any
+    seed: Any
+
+    def __new__(
+        cls,
+        factory: Factory,
+        values: dict[str, Any],
+        param_ndim: Any = UNSET,
+        seed: Any = 0,
+        *,
+        check: bool = True,
+    ) -> "FunctionLink":
+        self = super().__new__(cls)
+        self.factory, self.values, self.param_ndim, self.seed = factory, values, param_ndim, seed
+        self.definition = factory.definition
+        self.name = factory.__name__
+        self.scope, self.phase = self.definition.scope, self.definition.phase
+        self.needs_params = self.phase != "gradient" or "param" in self.definition.given
+        if check:
+            self.check_values(values)
+        if param_ndim is not UNSET:
+            check_param_ndim(param_ndim)
+        return self
+
+    def with_rows(self, param_ndim: int | None) -> "FunctionLink":
+        """The same link with rows of its own."""
+        return FunctionLink(self.factory, self.values, param_ndim, self.seed, check=False)
+
+    def __repr__(self) -> str:
+        shown = dict(self.values)
+        if self.param_ndim is not UNSET:
+            shown["param_ndim"] = self.param_ndim
+        return f"{self.name}({', '.join(f'{k}={show(v)}' for k, v in shown.items())})"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _remake, (self.factory, self.values, self.param_ndim, self.seed)
+
+    def check_values(self, values: dict[str, Any]) -> None:
+        for name, rule in self.definition.rules.items():
+            rule.check(name, values[name])
+        if self.definition.check is not None:
+            self.definition.check(values)
+
+    def rows_ndim(self, run: Run) -> int | None:
+        """The `param_ndim` in force: the link's own, else the home's."""
+        ndim: int | None = run.param_ndim if self.param_ndim is UNSET else self.param_ndim
+        return ndim
+
+    # ------------------------------------------------------------------ state
+
+    def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
+        d = self.definition
+        tensors = [leaf for leaf in leaves if leaf is not None]
+        if d.scope == "row":
+            check_param_ndim(self.rows_ndim(run), *tensors)
+        device = tensors[0].device if tensors else None
+        state: dict[str, Any] = {}
+        counters = self._counters(values)
+        if "step" in counters:
+            state["step"] = torch.zeros((), dtype=torch.int64, device=device)
+        if "seed" in counters:
+            state["seed"] = torch.as_tensor(self.seed, dtype=torch.int64, device=device)
+        if d.start is not None and d.scope == "tree":
+            state.update(d.start(tensors))
+        elif d.start is not None:
+            made = [None if leaf is None else d.start(self._view(leaf, run)) for leaf in leaves]
+            for key in sorted({k for one in made if one is not None for k in one}):
+                column = [None if one is None else one[key] for one in made]
+                state[key] = unflatten(column, run.spec)
+        return state or ()
+
+    def _counters(self, values: dict[str, Any]) -> set[str]:
+        """The scalars that the state holds besides what `start` makes."""
+        draws = self.definition.draw_is_needed(values)
+        steps = draws or "step" in self.definition.given or any(map(is_schedule, values.values()))
+        return {name for name, held in (("step", steps), ("seed", draws)) if held}
+
+    def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
+        d, counters = self.definition, self._counters(self.values)
+        keys = set(state) if isinstance(state, dict) else set()
+        trees = keys - {"step", "seed"}
+        plain = isinstance(state, dict) or state == ()
+        makes = d.start is not None and any(leaf is not None for leaf in leaves)
+        if not plain or keys - trees != counters or bool(trees) != makes:
+            raise ValueError(f"`state` must be the state of {self!r}  Got: {state!r}")
+        if d.scope == "tree":
+            return
+        for key in trees:
+            own = leaves_like(state[key], spec, "updates", f"the tree that `init` saw ({key})")
+            for i, (saved, leaf) in enumerate(zip(own, leaves, strict=True)):
+                if leaf is not None and (
+                    saved is None
+                    or (d.scope == "element" and saved.shape != leaf.shape)
+                    and saved.is_floating_point()  # else it is a leaf's own count
+                ):
+                    shape = None if saved is None else tuple(saved.shape)
+                    raise ValueError(
+                        f"`updates{leaf_names(spec)[i]}` must have the shape that `init` saw, "
+                        f"{shape}  Got: {tuple(leaf.shape)}"
+                    )
+
+    def resolve(self, override: dict[str, Any], state: State) -> dict[str, Any]:
+        values = super().resolve(override, state)
+        scheduled = {k: v for k, v in values.items() if is_schedule(v)}
+        if scheduled:
+            for name in scheduled:
+                if "step" not in state:
+                    raise ValueError(
+                        f"`{name}` must be given to {self.name}(...) as a schedule before `init`, "
+                        f"which then keeps a step  Got: {scheduled[name]!r}"
+                    )
+            values = {**values, **{k: v(state["step"]) for k, v in scheduled.items()}}
+            self.check_values(values)
+        if self.definition.draw_is_needed(values) and "seed" not in state:
+            raise ValueError(
+                f"`{self.definition.draws}` must not be 0 in {self.name}(...) when `init` is "
+                f"called, for the state to keep a seed  Got: {values[self.definition.draws or '']}"
+            )
+        return values
+
+    # ------------------------------------------------------------------ apply
+
+    def apply(
+        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
+    ) -> tuple[Leaves, State]:
+        d = self.definition
+        given: dict[str, Any] = {}
+        new_state = state
+        if state:
+            new_state = dict(state)
+            if "step" in state:
+                new_state["step"] = state["step"] + 1
+                if "step" in d.given:
+                    given["step"] = state["step"]
+        if d.scope == "tree":
+            return self._apply_tree(leaves, state, new_state, run, {**values, **given}), new_state
+        draws = d.draw_is_needed(values)
+        per_leaf = spread(values, leaves, run.spec)
+        columns = {
+            key: (flatten(state[key])[0], [None] * len(leaves))
+            for key in (state if d.start is not None else ())
+            if key not in ("step", "seed")
+        }
+        out: Leaves = list(leaves)
+        for i, leaf in enumerate(leaves):
+            if leaf is None or leaf.numel() == 0:
+                out[i] = run.params[i] if d.phase == "step" and run.params else leaf
+                _carry(columns, i)
+                continue
+            extra = {**per_leaf(i), **given}
+            if draws:
+                extra["key"] = fold(state["seed"], state["step"], i)
+            if "param" in d.given and run.params is not None:
+                extra["param"] = self._view(run.params[i], run)  # type: ignore[arg-type]
+            if columns:
+                extra["state"] = {key: old[i] for key, (old, _) in columns.items()}
+            out[i] = self._on_leaf(leaf, extra, columns, run, i)
+        for key, (_, new) in columns.items():
+            new_state[key] = unflatten(new, run.spec)
+        return out, new_state
+
+    def _on_leaf(
+        self, leaf: Tensor, extra: dict[str, Any], columns: dict[str, Any], run: Run, i: int
+    ) -> Tensor:
+        """One leaf through the function, in memory that may be written where there is some."""
+        view = self._view(leaf, run)
+        if self.scope == "row":
+            extra = {k: self._like_rows(v, leaf, run) for k, v in extra.items()}
+        writable = run.writable[i]
+        out = None
+        if "out" in self.definition.given and run.plain:
+            ours = writable and not overlaps(leaf)
+            out = view if ours or view.data_ptr() != leaf.data_ptr() else torch.empty_like(view)
+            result = self.definition.function(view, **extra, out=out)
+        else:
+            result = self.definition.function(view, **extra)
+        if columns:
+            result, new = result
+            for key, (old, column) in columns.items():  # a hyperparameter's dtype must not spread
+                column[i] = new[key].to(old[i].dtype)
+        shaped: Tensor = result.reshape(leaf.shape).to(leaf.dtype)
+        if run.plain and shaped.stride() != leaf.stride() and not overlaps(leaf):
+            shaped = torch.empty_like(leaf).copy_(shaped)  # later reductions see the same order
+        if writable and self.phase != "step":
+            same = run.plain and shaped.data_ptr() == leaf.data_ptr()
+            return leaf if same else write_back(leaf, shaped)
+        run.writable[i] = out is not None
+        return shaped
+
+    def _apply_tree(
+        self, leaves: Leaves, state: State, new_state: State, run: Run, values: dict[str, Any]
+    ) -> Leaves:
+        d = self.definition
+        places = [i for i, leaf in enumerate(leaves) if leaf is not None]
+        seen = [leaves[i] for i in places]
+        if "param" in d.given and run.params is not None:
+            values["param"] = [run.params[i] for i in places]
+        if d.draw_is_needed(values):
+            values["key"] = fold(state["seed"], state["step"], 0)
+        if "state" in d.given:
+            own = {k: v for k, v in state.items() if k not in ("step", "seed")}
+            result, new = d.function(seen, **values, state=own)
+            new_state.update(new)
+        else:
+            result = d.function(seen, **values)
+        out = list(leaves)
+        for i, new_leaf in zip(places, result, strict=True):
+            old = leaves[i]
+            out[i] = write_back(old, new_leaf) if old is not None and run.writable[i] else new_leaf
+        return out
+
+    def _view(self, leaf: Tensor, run: Run) -> Tensor:
+        return to_rows(leaf, self.rows_ndim(run)) if self.scope == "row" else leaf
+
+    def _like_rows(self, value: Any, leaf: Tensor, run: Run) -> Any:
+        """A tensor shaped like the leaf is viewed as rows like the leaf."""
+        if isinstance(value, Tensor) and value.ndim and value.shape == leaf.shape:
+            return self._view(value, run)
+        return value
+
+
+def _remake(factory: Factory, values: dict[str, Any], param_ndim: Any, seed: Any) -> FunctionLink:
+    return FunctionLink(factory, values, param_ndim, seed, check=False)
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a hyperparameter is a function of the step."""
+    return callable(value) and not isinstance(value, Tensor)
+
+
+def show(value: Any) -> str:
+    """A hyperparameter in a repr: numbers as they are, schedules by name."""
+    return getattr(value, "__name__", None) or repr(value)
+
+
+def spread(
+    values: dict[str, Any], leaves: Sequence[Tensor | None], spec: Spec
+) -> Callable[[int], dict[str, Any]]:
+    """The values for leaf i, where some are trees with one value for each leaf."""
+    trees = {k: v for k, v in values.items() if is_container(v)}
+    if not trees:
+        return lambda i: values
+    columns = {k: leaves_like(v, spec, k, "`updates`") for k, v in trees.items()}
+    return lambda i: {**values, **{k: column[i] for k, column in columns.items()}}
+
+
+def _carry(columns: dict[str, Any], i: int) -> None:
+    for old, new in columns.values():
+        new[i] = old[i]
+
+
+class Decorator:
+    """A scope decorator, with or without options; see `elementwise`."""
+
+    def __init__(self, scope: Scope, doc: str) -> None:
+        self.scope, self.__doc__ = scope, doc
+
+    @overload
+    def __call__(self, function: Callable[..., Any]) -> Factory: ...
+
+    @overload
+    def __call__(
+        self,
+        *,
+        phase: Phase = "gradient",
+        state: Callable[..., dict[str, Tensor]] | None = None,
+        check: Callable[[dict[str, Any]], None] | None = None,
+        draws: str | None = None,
+    ) -> Callable[[Callable[..., Any]], Factory]: ...
+
+    def __call__(
+        self,
+        function: Callable[..., Any] | None = None,
+        *,
+        phase: Phase = "gradient",
+        state: Callable[..., dict[str, Tensor]] | None = None,
+        check: Callable[[dict[str, Any]], None] | None = None,
+        draws: str | None = None,
+    ) -> Any:
+        if function is None:
+            return lambda f: _factory(f, self.scope, phase, state, check, draws)
+        return _factory(function, self.scope, phase, state, check, draws)
+
+
+def _factory(
+    function: Callable[..., Any],
+    scope: Scope,
+    phase: Phase,
+    start: Callable[..., dict[str, Tensor]] | None,
+    check: Callable[[dict[str, Any]], None] | None,
+    draws: str | None,
+) -> Factory:
+    parameters = list(inspect.signature(function).parameters.values())[1:]
+    given = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) & _GIVEN
+    own = tuple(p for p in parameters if p.name not in given)
+    definition = Definition(
+        function, scope, phase, own, rules_of(function, own), given, start, check, draws
+    )
+    structural = ["param_ndim"] * (scope == "row") + ["seed"] * ("key" in given)
+    signature = inspect.Signature(
+        [
+            *own,
+            *(
+                inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, default=None)
+                for n in structural
+            ),
+        ]
+    )
+
+    @functools.wraps(function)
+    def factory(*args: Any, **kwargs: Any) -> FunctionLink:
+        param_ndim = kwargs.pop("param_ndim", UNSET) if scope == "row" else UNSET
+        seed = kwargs.pop("seed", 0) if "key" in given else 0
+        try:
+            bound = inspect.Signature(own).bind(*args, **kwargs)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}{inspect.Signature(own)}: {error}") from None
+        bound.apply_defaults()
+        return FunctionLink(made, dict(bound.arguments), param_ndim, seed)
+
+    made: Any = factory
+    made.definition, made.function, made.__signature__ = definition, function, signature
+    del made.__wrapped__
+    result: Factory = made
+    return result
+
+
+elementwise = Decorator(
+    "element",
+    """Make a link of a function of one tensor whose elements do not see each other.
+
+    Args:
+        function: ``f(grad, hyper=default, ..., *, given...) -> tensor`` of the same shape. The
+            given ones, asked for by name: `out` (the destination, where there is one; may be
+            `grad`), `param` (its parameter), `step` (0-dim int64), `key` (for random numbers,
+            see `rai_chain.random`) and `state` (then the result is ``(tensor, new_state)``).
+        phase: "gradient", "step" (the result is the new parameter) or "parameter" (the function
+            maps parameters, after the step).
+        state: ``tensor -> dict of tensors``, the state of one tensor before the first update.
+        check: raises on values that do not fit each other; gets a dict of all of them.
+        draws: the hyperparameter that switches drawing off when it is the number 0.
+
+    Returns:
+        A factory: hyperparameters -> `GradientTransformation`.
+
+    Example:
+        >>> import torch, rai_chain
+        >>> @rai_chain.elementwise
+        ... def cube(grad, factor=1.0):
+        ...     return factor * grad**3
+        >>> cube(factor=2.0)
+        cube(factor=2.0)
+        >>> tx = cube()
+        >>> tx.update(torch.tensor([1.0, -2.0]), tx.init(torch.zeros(2)))[0]
+        tensor([ 1., -8.])
+
+    Source: the scope "element" of this library's design.
+    """,
+)
+
+rowwise = Decorator(
+    "row",
+    """Make a link of a function of rows (N, D), each of which is transformed by itself.
+
+    Args:
+        function: like that of `elementwise`, but of a tensor (N, D). Which elements make a row
+            is the caller's choice: the factory takes `param_ndim`, see `rai_chain.to_batch`.
+            A tensor hyperparameter shaped like the leaf arrives as rows too.
+        phase, state, check, draws: as in `elementwise`.
+
+    Returns:
+        A factory: hyperparameters and `param_ndim` -> `GradientTransformation`.
+
+    Example:
+        >>> import torch, rai_chain
+        >>> @rai_chain.rowwise
+        ... def max_norm(rows, floor=1e-20):
+        ...     return rows / rows.abs().amax(1, keepdim=True).clamp(min=floor)
+        >>> tx = max_norm(param_ndim=1)
+        >>> tx.update(torch.tensor([[1.0, 2.0], [20.0, 10.0]]), ())[0]
+        tensor([[0.5000, 1.0000],
+                [1.0000, 0.5000]])
+
+    Source: the scope "row" of this library's design.
+    """,
+)
+
+treewise = Decorator(
+    "tree",
+    """Make a link of a function of all tensors of the tree at once.
+
+    Args:
+        function: like that of `elementwise`, but of the list of all leaves that are not None,
+            and returns such a list. `param` is then a list too, and `state` any dict of tensors.
+        phase, state, check, draws: as in `elementwise`; `state` gets the list.
+
+    Returns:
+        A factory: hyperparameters -> `GradientTransformation`. In an optimizer, one param
+        group is one tree.
+
+    Example:
+        >>> import torch, rai_chain
+        >>> @rai_chain.treewise
+        ... def share(leaves):
+        ...     total = sum(leaf.sum() for leaf in leaves)
+        ...     return [leaf / total for leaf in leaves]
+        >>> tx = share()
+        >>> tx.update({"a": torch.tensor(1.0), "b": torch.tensor(3.0)}, ())[0]
+        {'a': tensor(0.2500), 'b': tensor(0.7500)}
+
+    Source: the scope "tree" of this library's design.
+    """,
+)

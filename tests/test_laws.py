@@ -1,0 +1,327 @@
+"""The laws of every public link: exporting a link puts it under all of them."""
+
+import copy
+import io
+import pickle
+import warnings
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+import rai_chain
+from rai_chain import chain
+
+# A value for every hyperparameter that has none by default, and for some that would do nothing.
+SAMPLES = {
+    "q": 0.6,
+    "clamp_max": 0.5,
+    "grad_scale": -0.5,
+    "grad_bias": 0.25,
+    "low": -0.4,
+    "high": 0.3,
+    "epsilon": 0.8,
+    "max_norm": 0.7,
+}
+FACTORIES = {
+    name: factory
+    for name, factory in vars(rai_chain).items()
+    if name in rai_chain.__all__ and hasattr(factory, "definition")
+}
+VARIANTS = {
+    "top_q, drawn": {"dq": 0.3},
+    "clamp, both": {"clamp_min": -0.3},
+    "normalize, 1": {"p": 1},
+    "normalize, inf": {"p": float("inf")},
+    "clip_by_norm, 1": {"p": 1},
+    "linf_ball, around": {"center": 0.1},
+    "l2_ball, around": {"center": 0.1},
+    "l1_ball, around": {"center": 0.1},
+    "frank_wolfe_step, constant": {"lr": 0.5, "use_default_lr_schedule": False},
+}
+DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
+
+
+def make(name, **override):
+    factory, override = FACTORIES[name.split(",")[0]], {**VARIANTS.get(name, {}), **override}
+    samples = {k: v for k, v in SAMPLES.items() if k in factory.definition.rules}
+    return factory(**{**samples, **override})
+
+
+def tensorable(name):
+    """The hyperparameters of a link that may be tensors, with their sample values."""
+    rules, values = make(name).definition.rules, make(name).values
+    return {
+        k: float(values[k])
+        for k, rule in rules.items()
+        if not getattr(rule, "static", True)
+        and isinstance(values[k], (int, float))
+        and (k != "dq" or values[k])
+    }
+
+
+def draw(*shape, dtype=torch.float32, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def run(tx, g, p, state=None, **options):
+    """One use of a link in its phase: the new updates, or the new parameters."""
+    state = tx.init(p) if state is None else state
+    if all(link.phase == "gradient" for link in tx.links):
+        return tx.update(g, state, params=p, **options)[0]
+    return tx.step(p, g, state, **options)[0]
+
+
+def same(a, b):
+    """Equal to the bit, NaN equal to NaN."""
+    leaves = zip(
+        torch.utils._pytree.tree_leaves(a), torch.utils._pytree.tree_leaves(b), strict=True
+    )
+    return all(
+        x is y or torch.equal(torch.nan_to_num(x, 9e9), torch.nan_to_num(y, 9e9)) for x, y in leaves
+    )
+
+
+every = pytest.mark.parametrize("name", sorted([*FACTORIES, *VARIANTS]))
+
+
+def test_there_are_links():
+    assert {"top_q", "clamp", "l1_ball", "frank_wolfe_step"} <= set(FACTORIES)
+
+
+@every
+def test_pure(name):
+    tx, p, g = make(name), {"a": draw(3, 4), "b": [draw(5, seed=1), None]}, None
+    g = {"a": draw(3, 4, seed=2), "b": [draw(5, seed=3), None]}
+    state = tx.init(p)
+    before = copy.deepcopy((p, g, state))
+    first, new_state = tx.step(p, g, state)
+    again, _ = tx.step(p, g, state)
+    tx.update(g, state, params=p)
+    assert same((p, g, state), before)
+    assert same(first, again)
+    tx.step(first, g, new_state)
+    assert same(first, again)
+
+
+@every
+def test_inplace_equals_pure(name):
+    tx, p = make(name), {"a": draw(3, 4), "b": draw(2, 3, 5, seed=1)}
+    g = {"a": draw(3, 4, seed=2), "b": draw(2, 3, 5, seed=3)}
+    pure, _ = tx.update(g, tx.init(p), params=p)
+    inplace, _ = tx.update(g, tx.init(p), params=p, inplace=True)
+    assert same(pure, inplace)
+    assert all(inplace[k] is g[k] for k in g)
+
+
+@every
+@pytest.mark.parametrize("layout", ["transposed", "channels_last", "strided", "expanded"])
+@pytest.mark.parametrize("inplace", [False, True])
+def test_any_layout(name, layout, inplace):
+    tx = make(name)
+    g, p = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=1)
+    if layout == "expanded":
+        g = draw(2, 3, 1, 1).expand(2, 3, 4, 5)
+    expected, _ = tx.update(g.contiguous(), tx.init(p), params=p)
+    other = {
+        "transposed": lambda: g.transpose(1, 3).contiguous().transpose(1, 3),
+        "channels_last": lambda: g.to(memory_format=torch.channels_last),
+        "strided": lambda: torch.stack([g, g], -1)[..., 0],
+        "expanded": lambda: g,
+    }[layout]()
+    result, _ = tx.update(other, tx.init(p), params=p, inplace=inplace)
+    torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
+    if inplace and layout != "expanded":
+        assert result is other
+
+
+@every
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_dtype(name, dtype):
+    tx, p, g = make(name), draw(4, 6, dtype=dtype), draw(4, 6, dtype=dtype, seed=1)
+    result = run(tx, g, p)
+    assert result.dtype == dtype
+    exact = run(tx, g.double(), p.double())
+    close = {torch.float64: 0, torch.float32: 1e-6, torch.bfloat16: 2e-2, torch.float16: 2e-3}
+    torch.testing.assert_close(result.double(), exact, rtol=close[dtype], atol=close[dtype])
+
+
+@every
+def test_empty_zero_and_none(name):
+    tx = make(name)
+    p = {"empty": torch.zeros(0, 3), "none": None, "wide": torch.zeros(2, 0)}
+    assert same(run(tx, p, p), p)
+    zero = torch.zeros(2, 3)
+    assert run(tx, zero, zero).isfinite().all()
+    for dtype in DTYPES:
+        assert run(tx, zero.to(dtype), zero.to(dtype)).isfinite().all()
+
+
+@every
+def test_nan_stays_visible(name):
+    tx, g = make(name), draw(2, 4)
+    g[0, 1] = torch.nan
+    result = run(tx, g, torch.zeros(2, 4))
+    assert result[0].isnan().any() or name == "nan_to_num"
+    assert result[1].isfinite().all() or name == "clip_by_global_norm"
+
+
+@every
+def test_scalar_tensor(name):
+    tx = make(name)
+    if tx.scope == "row":
+        with pytest.raises(ValueError, match="param_ndim"):
+            tx.init(torch.tensor(1.0))
+        tx = make(name, param_ndim=None)
+    assert run(tx, torch.tensor(3.0), torch.tensor(1.0)).shape == ()
+
+
+@every
+def test_tree_equals_leaves(name):
+    tx = make(name)
+    if tx.scope == "tree" or tx.definition.draw_is_needed(tx.values):
+        return  # such a link treats leaves differently, which is what it is for
+    p = {"a": draw(3, 4), "b": (draw(2, 5, seed=1), [draw(6, seed=2)])}
+    g = {"a": draw(3, 4, seed=3), "b": (draw(2, 5, seed=4), [draw(6, seed=5)])}
+    result = run(tx, g, p)
+    assert same(result["a"], run(tx, g["a"], p["a"]))
+    assert same(result["b"][0], run(tx, g["b"][0], p["b"][0]))
+    assert same(result["b"][1][0], run(tx, g["b"][1][0], p["b"][1][0]))
+
+
+@every
+def test_vmap_equals_loop(name):
+    tx, g, p = make(name), draw(5, 3, 4), draw(5, 3, 4, seed=1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        batched = vmap(lambda g, p: run(tx, g, p))(g, p)
+    looped = torch.stack([run(tx, g[i], p[i]) for i in range(5)])
+    torch.testing.assert_close(batched, looped, rtol=1e-6, atol=1e-7)
+
+
+@every
+def test_vmap_over_every_hyperparameter(name):
+    g, p = draw(4, 3, 4), draw(4, 3, 4, seed=1)
+    for key, value in tensorable(name).items():
+        values = value * torch.tensor([1.0, 0.9, 0.7, 0.4], dtype=torch.float64)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            batched = vmap(lambda g, p, v, key=key: run(make(name, **{key: v}), g, p))(g, p, values)
+        looped = [run(make(name, **{key: float(v)}), g[i], p[i]) for i, v in enumerate(values)]
+        torch.testing.assert_close(batched, torch.stack(looped), rtol=1e-6, atol=1e-7)
+
+
+@every
+def test_override_equals_construction(name):
+    g, p = draw(3, 4), draw(3, 4, seed=1)
+    for key, value in tensorable(name).items():
+        for given in (value * 0.8, torch.tensor(value * 0.8, dtype=torch.float64)):
+            overridden = run(make(name), g, p, hyperparams={key: given})
+            torch.testing.assert_close(
+                overridden, run(make(name, **{key: value * 0.8}), g, p), rtol=1e-6, atol=1e-7
+            )
+
+
+@every
+def test_schedule_of_every_hyperparameter(name):
+    g, p = draw(3, 4), draw(3, 4, seed=1)
+    for key, value in tensorable(name).items():
+        tx = make(name, **{key: lambda step, value=value: value * (1.0 - 0.1 * step)})
+        state = tx.init(p)
+        for step in range(3):
+            own = {} if not isinstance(state, dict) else state
+            assert int(own["step"]) == step
+            constant = make(name, **{key: value * (1.0 - 0.1 * step)})
+            kept = {k: own[k] for k in constant.init(p)}
+            expected, _ = constant.update(g, kept or (), params=p)
+            result, state = tx.update(g, state, params=p)
+            torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
+
+
+@every
+def test_compiled_equals_eager(name):
+    tx, g, p = make(name), {"a": draw(3, 4)}, {"a": draw(3, 4, seed=1)}
+    torch.compiler.reset()
+    compiled = torch.compile(tx.step, fullgraph=True, backend="aot_eager")
+    state = tx.init(p)
+    eager_p, eager_state = tx.step(p, g, state)
+    compiled_p, compiled_state = compiled(p, g, state)
+    torch.testing.assert_close(compiled_p, eager_p, rtol=1e-6, atol=1e-7)
+    assert same(compiled_state, eager_state)
+
+
+@every
+def test_derivative(name):
+    """Against finite differences in float64, where the link has a derivative."""
+    tx, p = make(name), draw(2, 4, dtype=torch.float64)
+    g = draw(2, 4, dtype=torch.float64, seed=1).requires_grad_()
+    w = draw(2, 4, dtype=torch.float64, seed=2)
+    assert torch.autograd.gradcheck(lambda g: (w * run(tx, g, p)).sum(), g)
+    for key, value in tensorable(name).items():
+        if key in ("q", "dq"):
+            continue  # a step function
+        v = torch.tensor(value, dtype=torch.float64, requires_grad=True)
+        loss = lambda v, key=key: (w * run(tx, g.detach(), p, hyperparams={key: v})).sum() + 0 * v  # noqa: E731
+        assert torch.autograd.gradcheck(loss, v)
+        torch.testing.assert_close(grad(loss)(v.detach()), torch.autograd.grad(loss(v), v)[0])
+
+
+@every
+def test_persists(name):
+    tx, p, g = make(name), {"a": draw(3, 4)}, {"a": draw(3, 4, seed=1)}
+    state = tx.step(p, g, tx.init(p))[1]
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)
+    expected = tx.step(p, g, state)
+    for twin in (
+        pickle.loads(pickle.dumps(tx)),
+        copy.deepcopy(tx),
+        eval(repr(tx), {**vars(rai_chain), "inf": float("inf")}),
+    ):
+        assert repr(twin) == repr(tx)
+        assert same(twin.step(p, g, loaded), expected)
+
+
+@every
+def test_every_hyperparameter_is_seen_and_checked(name):
+    tx = make(name)
+    for key, value in tx.hyperparams.items():
+        assert f"{key}={value}" in repr(tx)
+        with pytest.raises((TypeError, ValueError), match=f"`{key}`"):
+            make(name, **{key: "nonsense"})
+        with pytest.raises((TypeError, ValueError), match=f"`{key}`"):
+            make(name, **{key: float("nan")})
+        with pytest.raises((TypeError, ValueError), match=f"`{key}`"):
+            tx.update(
+                draw(3, 4), tx.init(draw(3, 4)), params=draw(3, 4), hyperparams={key: "nonsense"}
+            )
+
+
+@every
+def test_refuses_what_is_not_a_dense_real_floating_tensor(name):
+    tx = make(name)
+    for leaf in (
+        torch.ones(2, 2, dtype=torch.cfloat),
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, 2, dtype=torch.int64),
+        1.0,
+    ):
+        with pytest.raises(TypeError, match=r"`params\['w'\]`.* must"):
+            tx.init({"w": leaf})
+        with pytest.raises(TypeError, match=r"`updates\['w'\]`.* must"):
+            tx.update({"w": leaf}, tx.init({"w": torch.ones(2, 2)}), params={"w": torch.ones(2, 2)})
+
+
+@every
+def test_bits_do_not_depend_on_the_neighbours(name):
+    """In a chain, where memory is reused, a link gives the bits that it gives alone."""
+    tx, p, g = make(name), draw(3, 4), draw(3, 4, seed=1)
+    if tx.phase != "gradient":
+        return  # only gradient links have neighbours that share memory with them
+    alone = run(tx, run(rai_chain.scale(2.0), g, p), p)
+    assert same(run(chain(rai_chain.scale(2.0), tx), g, p), alone)
+    after = run(rai_chain.bias(1.0), alone, p)
+    assert same(run(chain(rai_chain.scale(2.0), tx, rai_chain.bias(1.0)), g, p), after)

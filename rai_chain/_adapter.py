@@ -4,95 +4,49 @@ Thin by intent. A step reads the hyperparameters of each param group, puts `p.gr
 same links that the pure home uses, in place, lets the inner optimizer step, and projects.
 """
 
+import copyreg
 import functools
 import inspect
 import warnings
-from collections import Counter, defaultdict
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Generator, Tensor
 from torch.optim import SGD, Optimizer
 
-from ._hyper import REQUIRED, refuse_key
-from ._rows import check_param_ndim, to_batch
-from ._tree import Leaves, flatten, unflatten
-from .base import GradientTransformation, Link, Phase, Run, check_leaves, is_plain, run_links
-from .combine import as_links, check_order, link_names
-from .link import UNSET, Factory, FunctionLink, is_schedule
-from .transforms import draw_q, scale_bias
+from ._chunks import overlaps
+from ._hyper import refuse_key
+from ._rows import check_param_ndim
+from ._slots import (
+    CHAIN_KEYS,
+    COUNT,
+    HOOKS,
+    SCALE_BIAS,
+    STATES,
+    Group,
+    GroupRun,
+    Hooks,
+    Members,
+    Plan,
+    Slot,
+    check_states,
+    count_of,
+    generators_of,
+    group_run,
+    moved,
+    run_in_place,
+    scales,
+    schedules_of,
+    try_projections,
+    values_at,
+)
+from ._tree import Leaves, flatten
+from .base import Phase, check_leaves
+from .combine import link_names
 
-Group = dict[str, Any]
-STATES = "link_states"  # the param-group key of the links' states, where there are any
-_CHAIN_KEYS = frozenset({"grad_scale", "grad_bias", "param_ndim"})
-
-
-@dataclass(eq=False)
-class Slot:
-    """A member of an optimizer's pipeline: a link, or a user's class with hooks of its own."""
-
-    link: Link | None
-    bare: dict[str, str]  # hyperparameter -> the name of its param-group key
-    defaults: Group = field(default_factory=dict)  # hyperparameter -> default value
-    fixed: Group = field(default_factory=dict)  # hyperparameters that are no param-group key
-    generator: Generator | None = None
-    hooks: "ParamTransformingOptimizer | None" = None  # whose, without a link; None: the owner's
-    given: str | None = None  # a name from `named_chain`
-    name: str = ""
-    keys: dict[str, str] = field(default_factory=dict)  # hyperparameter -> param-group key
-
-    def values(self, group: Group) -> Group:
-        """The hyperparameters of a group."""
-        return {**self.fixed, **{name: group[key] for name, key in self.keys.items()}}
-
-    def check(self, group: Group, owner: str) -> None:
-        """Refuse values of a group that are missing or do not fit."""
-        for name, key in self.keys.items():
-            if key not in group:
-                raise ValueError(
-                    f"`{name}` must be given, to {owner} or in each param group  Got: no `{key}`"
-                )
-        if self.link is not None:
-            self.link.check_values(self.values(group))
-
-    def draws(self, group: Group) -> bool:
-        """Whether a generator draws the q of each tensor of this group."""
-        if self.generator is None:
-            return False
-        dq = group[self.keys["dq"]]
-        return isinstance(dq, Tensor) or is_schedule(dq) or dq != 0
-
-
-def slot_of(factory: Factory, *, fixed: Group | None = None, **bare: str) -> Slot:
-    """A slot for a link that reads its hyperparameters from the param group.
-
-    Args:
-        factory: a link factory.
-        fixed: hyperparameters that are not read from the group.
-        **bare: hyperparameter=key, where the key has another name.
-    """
-    names = factory.definition.rules
-    fixed = fixed or {}
-    link = FunctionLink(factory, {**dict.fromkeys(names), **fixed}, UNSET, 0, check=False)
-    return Slot(link, {n: bare.get(n, n) for n in names if n not in fixed}, fixed=fixed)
-
-
-def slots_of_links(transformation: Any, place: int) -> list[Slot]:
-    """The slots of a pure pipeline in an optimizer."""
-    links = as_links(transformation, place)
-    given = getattr(transformation, "given", (None,) * len(links))
-    return [
-        Slot(link, {n: n for n in link.values}, dict(link.values), given=name)
-        for link, name in zip(links, given, strict=True)
-    ]
-
-
-def builds(x: Any, kind: type = Optimizer) -> bool:
-    """Whether x(...) makes an instance of `kind`: a class of it, or a partial of one."""
-    target = x.func if isinstance(x, functools.partial) else x
-    return inspect.isclass(target) and issubclass(target, kind)
+_ONE = flatten([None])[1]
 
 
 class ParamTransformingOptimizer(Optimizer):
@@ -133,8 +87,10 @@ class ParamTransformingOptimizer(Optimizer):
     """
 
     inner_opt: Optimizer
-    _slots: list[Slot]
-    _caches: dict[int, list[Any]]
+    _chain: "tuple[ParamTransformingOptimizer, ...]" = ()
+    _owner: "ParamTransformingOptimizer | None" = None  # the chain that this is a member of
+    _slots: list[Slot]  # the links whose hyperparameters are checked, scheduled and drawn
+    _later: Sequence[tuple[Group, Tensor, Group]] = ()  # the schedules' values after this step
 
     def __init__(
         self,
@@ -147,30 +103,39 @@ class ParamTransformingOptimizer(Optimizer):
         defaults: dict[str, Any] | None = None,
         **inner_opt_kwargs: Any,
     ) -> None:
-        defaults = {} if defaults is None else defaults
-        self._scale_bias = {"grad_scale": grad_scale, "grad_bias": grad_bias}
-        for key, value in {"param_ndim": param_ndim, **self._scale_bias}.items():
-            defaults.setdefault(key, value)
-        if builds(InnerOpt):
+        own = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
+        defaults = {**own, **(defaults or {})}
+        self._plans: list[Plan] = []
+        if builds(InnerOpt, Optimizer):
             if params is None:
                 raise TypeError("`params` must be given with an optimizer type  Got: None")
             super().__init__(params, defaults)
             self.inner_opt = InnerOpt(self.param_groups, **inner_opt_kwargs)
+            self._share(params, defaults)
         elif isinstance(InnerOpt, Optimizer):
-            self.inner_opt = InnerOpt
-            super().__init__(InnerOpt.param_groups, defaults)
+            shared = [InnerOpt.defaults, *InnerOpt.param_groups]
+            before = [dict(own) for own in shared]
+            try:
+                super().__init__(InnerOpt.param_groups, defaults)
+                self.inner_opt = InnerOpt
+                self._share(params, defaults)
+            except BaseException:
+                for own, old in zip(shared, before, strict=True):
+                    own.clear()
+                    own.update(old)
+                raise
         else:
             raise TypeError(f"`InnerOpt` must be an optimizer type or instance  Got: {InnerOpt!r}")
-        inner = self.inner_opt.defaults
-        self._inner_keys = frozenset(inner) - frozenset(defaults)
-        inner.update(defaults)
+
+    def _share(self, params: Any, defaults: Group) -> None:
+        """Make everything the inner optimizer's, and refuse what does not fit."""
+        self._inner_keys = frozenset(self.inner_opt.defaults)
+        self.inner_opt.defaults.update(defaults)
         self.__setstate__(self.inner_opt.__getstate__())
         self._slots = self._lay_out(self._members(params))
-        self._schedules: list[dict[str, Any]] = []
-        for group in self.param_groups:
-            self._check_group(group)
-            self._take_schedules(group)
-        self._save_generators()
+        if not isinstance(self.inner_opt, Aside):
+            self._ready_plans()
+            self._save_generators()
 
     # ------------------------------------------------------------------ what is in the chain
 
@@ -180,39 +145,78 @@ class ParamTransformingOptimizer(Optimizer):
 
     def _members(self, params: Any) -> list[Slot]:
         """The members in order, for `_lay_out`."""
-        own = self._links()
-        base = ParamTransformingOptimizer
-        if any(
-            getattr(type(self), hook) is not getattr(base, hook)
-            for hook in ("_pre_step_transform_", "_post_step_transform_")
-        ):
-            return [Slot(None, {})]
-        return own
+        return self._links()
 
     def _lay_out(self, slots: list[Slot]) -> list[Slot]:
-        """Give every hyperparameter its param-group key, and the groups their values."""
-        for slot in slots:
-            slot.keys = dict(slot.bare)
+        """Name the members, and give every hyperparameter its param-group key."""
+        below = _slots_below(self)  # their states are in the same param group
+        every = [*below, *slots]
+        names = link_names(tuple(s.link for s in every), tuple(s.given for s in every))
+        for slot, name in zip(slots, names[len(below) :], strict=True):
+            slot.name = name
+        self._refused: list[str] = []
+        self._watch(slots)
+        base = ParamTransformingOptimizer
+        own = any(getattr(type(self), hook) is not getattr(base, hook) for hook in HOOKS.values())
+        self._running = [Slot(Hooks(self), {})] if own else slots
         return slots
+
+    def _watch(self, slots: list[Slot], more: Iterable[str] = ()) -> None:
+        """The param-group keys whose values are checked, and may be schedules."""
+        stepping = getattr(self.inner_opt, "hyperparameters", ())  # of a `StepOptimizer`
+        keys = (key for slot in slots for key in slot.keys.values())
+        self._keys = [*CHAIN_KEYS, *keys, *stepping, *more]
 
     @property
     def _label(self) -> str:
         return type(self).__name__
 
+    @property
+    def _title(self) -> str:
+        return type(self).__name__
+
     # ------------------------------------------------------------------ checks
 
-    def _check_group(self, group: Group) -> None:
-        """Refuse a param group before it is used; what was found valid is not read again."""
-        watched = [group.get(key, REQUIRED) for slot in self._slots for key in slot.keys.values()]
-        watched += [group["param_ndim"], group["grad_scale"], group["grad_bias"]]
-        last = self._caches.get(id(group), ())
-        if len(watched) == len(last) and all(a is b for a, b in zip(watched, last, strict=True)):
-            return
+    def _check(self, group: Group) -> None:
+        """Refuse a param group whose values do not fit; schedules were evaluated."""
+        for key in self._refused:
+            if key in group:
+                refuse_key(key, [slot.answers for slot in self._slots], "this optimizer")
         for slot in self._slots:
             slot.check(group, self._label)
-        _SCALE_BIAS.check(group, self._label)
+        SCALE_BIAS.check(group, self._label)
         check_param_ndim(group["param_ndim"], *group["params"])
-        self._caches[id(group)] = watched
+        check = getattr(self.inner_opt, "check_group", None)  # a `StepOptimizer`
+        if check is not None:
+            check(group)
+
+    def _ready_plans(self) -> list[Plan]:
+        """The plan of each group; where a value is another than it was, checked again."""
+        if self.param_groups is not self.inner_opt.param_groups:  # it was loaded by itself
+            self.__setstate__(self.inner_opt.__getstate__())
+        groups, plans = self.param_groups, self._plans
+        plans.extend(Plan() for _ in groups[len(plans) :])
+        changed = [(g, p) for g, p in zip(groups, plans, strict=False) if not p.holds(g)]
+        if changed:
+            found = [self._evaluate(group, plan) for group, plan in changed]
+            for (group, plan), (schedules, values) in zip(changed, found, strict=True):
+                group.update(values)
+                plan.schedules.update(schedules)
+                slots = [*self._running, SCALE_BIAS] if scales(group) else self._running
+                plan.read(group, [*self._keys, *self._refused], slots)
+        return plans
+
+    def _evaluate(self, group: Group, plan: Plan) -> tuple[Group, Group]:
+        """The schedules among a group's values and their values now; refuses what does not fit."""
+        schedules = schedules_of(group, self._keys)
+        values = values_at(schedules, group)
+        group = {**group, **values}
+        self._check(group)
+        projecting = [slot for slot in self._slots if slot.link.phase == "parameter"]
+        keys = [key for slot in projecting for key in slot.keys.values()]
+        if not plan.tried or any(plan.is_new(key, group[key]) for key in keys):
+            try_projections(projecting, group)
+        return schedules, values
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a param group; what it does not give it takes from `defaults`.
@@ -224,33 +228,22 @@ class ParamTransformingOptimizer(Optimizer):
             TypeError: a value of the wrong type.
             ValueError: a value outside its interval, an ambiguous key, or a missing one.
         """
-        if "_slots" in self.__dict__:
-            self._refuse_ambiguous(param_group)
-            params = param_group["params"]
-            params = [params] if isinstance(params, Tensor) else list(params)
-            tensors = [p[1] if isinstance(p, tuple) else p for p in params]
-            self._check_group({**self.defaults, **param_group, "params": tensors})
-            param_group["params"] = params
-        super().add_param_group(param_group)
-        if "_slots" in self.__dict__:
-            self._take_schedules(self.param_groups[-1])
-
-    def _take_schedules(self, group: Group) -> None:
-        """Keep the schedules of a group beside it: the group shows their values."""
-        keys = {key for slot in self._slots for key in slot.keys.values()}
-        found = {key: group[key] for key in keys if is_schedule(group.get(key))}
-        start = torch.zeros((), dtype=torch.int64)
-        group.update({key: schedule(start) for key, schedule in found.items()})
-        self._schedules.append(found)
-
-    def _refuse_ambiguous(self, group: Group) -> None:
-        known = [slot.keys for slot in self._slots]
-        reserved = self._inner_keys | _CHAIN_KEYS
-        final = {key for own in known for key in own.values()} | reserved
-        for key in group:
-            if key not in final and any(key in slot.bare.values() for slot in self._slots):
-                named = [{b: slot.keys[n] for n, b in slot.bare.items()} for slot in self._slots]
-                refuse_key(key, named, "this optimizer")
+        if "inner_opt" not in self.__dict__:  # torch's constructor calls this
+            super().add_param_group(param_group)
+            return
+        if self._owner is not None:
+            self._owner.add_param_group(param_group)
+            return
+        params = param_group["params"]
+        if not isinstance(params, (Tensor, set)):
+            params = list(params)
+        items = [params] if isinstance(params, Tensor) else params
+        tensors = [p[1] if isinstance(p, tuple) else p for p in items]
+        known = [p for p in tensors if isinstance(p, Tensor)]  # torch refuses the others
+        self._evaluate({**self.defaults, **param_group, "params": known}, Plan())
+        param_group["params"] = params
+        self.inner_opt.add_param_group(param_group)
+        self._ready_plans()
 
     # ------------------------------------------------------------------ the two hooks
 
@@ -263,7 +256,7 @@ class ParamTransformingOptimizer(Optimizer):
             optim_group: the param group of the parameter.
         """
         if param.grad is not None:
-            self._hook("gradient", param, param.grad, optim_group)
+            self._transform_batch("gradient", param, param.grad, optim_group)
 
     def _post_step_transform_(self, param: Tensor, optim_group: Group) -> None:
         """Transform `param` in place, after the inner optimizer's step.
@@ -272,160 +265,68 @@ class ParamTransformingOptimizer(Optimizer):
             param: the parameter as a batch (N, d0, ...), see `rai_chain.to_batch`.
             optim_group: the param group of the parameter.
         """
-        self._hook("parameter", param, param, optim_group)
+        self._transform_batch("parameter", param, param, optim_group)
 
-    def _hook(self, phase: Phase, param: Tensor, leaf: Tensor, group: Group) -> None:
+    def _transform_batch(self, phase: Phase, param: Tensor, leaf: Tensor, group: Group) -> None:
         """This class's own links on one batch, for a subclass that calls `super()`."""
-        slots = self._links()
-        for slot in slots:
-            slot.keys = slot.bare
-        self._run(slots, phase, group, [leaf], [param], -1, {})
+        run = GroupRun(_ONE, [param], -1, writable=[True], group=group)
+        members = Members.of(self._slots, phase, group)
+        if run_in_place(members, [leaf], {}, run, phase, fresh=True):
+            raise ValueError(
+                f"`{type(self).__name__}` must not override hooks, as a link of it keeps a state  "
+                f"Got: {members.links!r}"
+            )
 
     # ------------------------------------------------------------------ the step
 
     @torch.no_grad()
     def _apply_pre_step_transform_(self) -> None:
         """Put every gradient through the chain, in place; `step` calls it."""
-        for group in self.param_groups:
-            self._check_group(group)
-            grads = [p.grad for p in group["params"]]
-            check_leaves(grads, flatten(grads)[1], "grads")
-        new = [self._transform_group(group) for group in self.param_groups]
-        for group, states in zip(self.param_groups, new, strict=True):
-            if states:
-                group[STATES] = states
+        plans = self._ready_plans()
+        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
+        work = list(zip(self.param_groups, plans, grads, strict=False))
+        for _, plan, leaves in work:
+            check_leaves(leaves, plan.spec, "grads")
+        later = [
+            (group, count_of(group) + 1, values_at(plan.schedules, group, 1))
+            for group, plan, _ in work
+            if plan.schedules
+        ]
+        for group, _, leaves in work:
+            for i, (p, grad) in enumerate(zip(group["params"], leaves, strict=True)):
+                if grad is not None and overlaps(grad):  # its elements share memory
+                    leaves[i] = p.grad = grad.clone(memory_format=torch.contiguous_format)
+        before = [(g, g.get_state()) for g in self._generators.values()]
+        try:
+            new = [self._transform("gradient", *one) for one in work]
+        except BaseException:
+            for generator, state in before:
+                generator.set_state(state)
+            raise
+        for (group, plan, _), states in zip(work, new, strict=True):
+            _commit("gradient", group, plan, states)
         self._save_generators()
+        self._later = later
 
     @torch.no_grad()
     def _apply_post_step_transform_(self) -> None:
         """Put every parameter through the chain, in place; `step` calls it."""
-        for group in self.param_groups:
-            states = dict(group.get(STATES, {}))
-            for stage in self._stages():
-                if isinstance(stage, Slot):
-                    for p in group["params"]:
-                        self._call_hook(stage, "_post_step_transform_", p, group)
-                else:
-                    params = group["params"]
-                    self._run(
-                        stage, "parameter", group, params, params, group["param_ndim"], states
-                    )
-            if states:
-                group[STATES] = states
+        for group, plan in zip(self.param_groups, self._ready_plans(), strict=False):
+            states = self._transform("parameter", group, plan, group["params"])
+            _commit("parameter", group, plan, states)
+        for group, count, values in self._later:
+            group[STATES] = {**group.get(STATES, {}), COUNT: count}
+            group.update(values)
+        self._later = ()
 
-    def _stages(self) -> list[Any]:
-        """The chain as runs of links (lists) and members with hooks (slots)."""
-        stages: list[Any] = []
-        for slot in self._slots:
-            if slot.link is None:
-                stages.append(slot)
-            elif stages and isinstance(stages[-1], list):
-                stages[-1].append(slot)
-            else:
-                stages.append([slot])
-        return stages
-
-    def _transform_group(self, group: Group) -> dict[str, Any]:
-        """The gradients of one group through the chain; returns the links' new states."""
-        states = dict(group.get(STATES, {}))
-        params, param_ndim = group["params"], group["param_ndim"]
-        for stage in self._stages():
-            if isinstance(stage, Slot):
-                for p in params:
-                    if p.grad is not None:
-                        self._call_hook(stage, "_pre_step_transform_", p, group)
-                continue
-            grads = [p.grad for p in params]
-            self._run(stage, "gradient", group, grads, params, param_ndim, states)
-        if group["grad_scale"] != 1 or group["grad_bias"] != 0:
-            grads = [p.grad for p in params]
-            self._run([_SCALE_BIAS], "gradient", group, grads, params, param_ndim, {})
-        return states
-
-    def _run(
-        self,
-        slots: list[Slot],
-        phase: Phase,
-        group: Group,
-        leaves: Leaves,
-        params: list[Tensor],
-        param_ndim: int | None,
-        states: dict[str, Any],
-    ) -> None:
-        """Links of one phase over the leaves of one group, in place."""
-        slots = [slot for slot in slots if slot.link is not None and slot.link.phase == phase]
-        if not slots:
-            return
-        links = [slot.link for slot in slots if slot.link is not None]
-        run = Run(flatten(leaves)[1], [*params], param_ndim, writable=[True] * len(leaves))
-        values = [self._resolve(slot, group, run, states) for slot in slots]
-        self._draw(slots, values, leaves, group)
-        run.plain = is_plain([*leaves, *params], values)
-        own = [states.get(slot.name, ()) for slot in slots]
-        out, own = run_links(links, leaves, own, run, values, phase)
-        for slot, state in zip(slots, own, strict=True):
-            if state:
-                states[slot.name] = state
-        for p, old, new in zip(params, leaves, out, strict=True):
-            if new is not old:  # the old one's elements share memory, so it could not be written
-                if phase == "gradient":
-                    p.grad = new
-                else:
-                    p.data = new  # type: ignore[assignment]
-
-    def _call_hook(self, slot: Slot, name: str, param: Tensor, group: Group) -> None:
-        """A user's hook on one parameter; a layout without a view is written back."""
-        owner = slot.hooks or self
-        if any(slot.keys[n] != n for n in slot.keys):  # it reads bare keys that others have too
-            group = {**group, **{n: group[key] for n, key in slot.keys.items()}}
-        batch = to_batch(param, group["param_ndim"])
-        seen = batch.grad
-        getattr(owner, name)(batch, optim_group=group)
-        if batch.grad is not seen:
-            raise ValueError(
-                f"`{type(owner).__name__}.{name}` must modify `param.grad` in place  "
-                "Got: another tensor, set as `param.grad`"
-            )
-        for target, result in ((param, batch), (param.grad, batch.grad)):
-            if target is not None and result is not None and result.data_ptr() != target.data_ptr():
-                target.copy_(result.reshape(target.shape))
-
-    def _resolve(self, slot: Slot, group: Group, run: Run, states: dict[str, Any]) -> Group:
-        """A slot's values for one step; starts the link's state and runs its schedules."""
-        assert slot.link is not None
-        values = slot.values(group)
-        schedules = self._schedules_of(slot, group)
-        if slot.generator is not None:
-            values["dq"] = 0.0
-        if slot.name not in states:
-            state = slot.link.start(run.params or [], run, {**values, **schedules})
-            if state:
-                states[slot.name] = state
-        for name, schedule in schedules.items():
-            values[name] = group[slot.keys[name]] = schedule(states[slot.name]["step"])
-        if schedules:
-            slot.link.check_values(values)
-        return values
-
-    def _schedules_of(self, slot: Slot, group: Group) -> Group:
-        if not any(self._schedules):
-            return {}
-        index = next((i for i, g in enumerate(self.param_groups) if g is group), None)
-        found = {} if index is None else self._schedules[index]
-        return {name: found[key] for name, key in slot.keys.items() if key in found}
-
-    def _draw(self, slots: list[Slot], values: list[Group], leaves: Leaves, group: Group) -> None:
-        """Draw the q of each tensor from the generators, tensor by tensor."""
-        drawing = [i for i, slot in enumerate(slots) if slot.draws(group)]
-        drawn: dict[int, list[Any]] = {i: [] for i in drawing}
-        for leaf in leaves:
-            for i in drawing:
-                q, dq, generator = values[i]["q"], group[slots[i].keys["dq"]], slots[i].generator
-                assert generator is not None
-                u = torch.rand((), generator=generator, device=generator.device)
-                drawn[i].append(None if leaf is None else draw_q(q, dq, u))
-        for i in drawing:
-            values[i]["q"] = drawn[i]
+    def _transform(self, phase: Phase, group: Group, plan: Plan, leaves: Leaves) -> Group:
+        """One phase of one group, in place; returns the links' new states."""
+        states: Group = group.get(STATES, {})
+        members = plan.members[phase]
+        if not members.links:
+            return states
+        run = group_run(group, plan.spec)
+        return run_in_place(members, leaves, states, run, phase, phase not in plan.started)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Transform the gradients, step the inner optimizer, transform the parameters.
@@ -470,19 +371,28 @@ class ParamTransformingOptimizer(Optimizer):
 
     # ------------------------------------------------------------------ state
 
+    @functools.cached_property
+    def _generators(self) -> dict[str, Generator]:
+        return generators_of(self._slots)
+
     def _save_generators(self) -> None:
         """Keep the states of explicit generators where checkpoints find them."""
-        for slot in self._slots:
-            own = slot.generator
-            if own is None or own is torch.default_generator:
-                continue
-            if any(slot.draws(group) for group in self.param_groups):
-                states = self.param_groups[0].setdefault(STATES, {})
-                states[f"{slot.name}.generator"] = own.get_state()
+        own = {k: g for k, g in self._generators.items() if g is not torch.default_generator}
+        if own:
+            saved = {key: generator.get_state() for key, generator in own.items()}
+            first = self.param_groups[0]
+            first[STATES] = {**first.get(STATES, {}), **saved}
 
     def state_dict(self) -> dict[str, Any]:
         """The state of the inner optimizer, and so of this one: they share it."""
+        if self._owner is not None:
+            return self._owner.state_dict()
+        for before in self._optimizer_state_dict_pre_hooks.values():
+            before(self)
+        self._save_generators()
         state: dict[str, Any] = self.inner_opt.state_dict()
+        for after in self._optimizer_state_dict_post_hooks.values():
+            state = after(self, state) or state
         return state
 
     @torch.no_grad()
@@ -494,253 +404,124 @@ class ParamTransformingOptimizer(Optimizer):
                 lacks keep their values.
 
         Raises:
-            ValueError: other param groups, or a hyperparameter outside its interval.
+            ValueError: other param groups, a hyperparameter outside its interval, or the state
+                of another chain.
         """
-        state_dict = {**state_dict}
-        saved = state_dict["param_groups"]
-        if len(saved) == len(self.param_groups):
-            merged = []
-            for own, new in zip(self.param_groups, saved, strict=True):
-                kept = {k: v for k, v in own.items() if k not in ("params", "param_names", STATES)}
-                merged.append({**kept, **new})
-                self._check_group({**merged[-1], "params": own["params"]})
-            state_dict["param_groups"] = merged
-        super().load_state_dict(state_dict)
-        for group in self.param_groups:
+        if self._owner is not None:
+            self._owner.load_state_dict(state_dict)
+            return
+        for before in self._optimizer_load_state_dict_pre_hooks.values():
+            state_dict = before(self, state_dict) or state_dict
+        plain: Optimizer = self
+        while isinstance(plain, ParamTransformingOptimizer):
+            plain = plain.inner_opt
+        plain.load_state_dict({**state_dict, "param_groups": self._merged(state_dict)})
+        self.__setstate__(plain.__getstate__())
+        self._resume()
+        for after in self._optimizer_load_state_dict_post_hooks.values():
+            after(self)
+
+    def _merged(self, state_dict: dict[str, Any]) -> list[Group]:
+        """The saved param groups, completed by what they lack; refused if they do not fit."""
+        saved: list[Group] = state_dict["param_groups"]
+        if len(saved) != len(self.param_groups):
+            return saved  # torch refuses them
+        merged = []
+        for own, new in zip(self.param_groups, saved, strict=True):
+            kept = {k: v for k, v in own.items() if k not in ("params", "param_names", STATES)}
+            merged.append({**kept, **new})
+            loaded = {**merged[-1], "params": own["params"]}
+            self._evaluate(loaded, Plan(tried=True))
+            check_states(new.get(STATES, {}), [*_slots_below(self), *self._slots], loaded)
+        return merged
+
+    def _resume(self) -> None:
+        """Go on from the states in the param groups."""
+        if isinstance(self.inner_opt, ParamTransformingOptimizer):
+            self.inner_opt._resume()
+        for group, plan in zip(self.param_groups, self._plans, strict=False):
             if STATES in group and group["params"]:
-                group[STATES] = _moved(group[STATES], group["params"][0].device)
+                group[STATES] = moved(group[STATES], group["params"][0].device)
+            group.update(values_at(plan.schedules, group))
         states = self.param_groups[0].get(STATES, {})
-        for slot in self._slots:
-            if slot.generator is not None and f"{slot.name}.generator" in states:
-                slot.generator.set_state(states[f"{slot.name}.generator"])
+        for key, generator in self._generators.items():
+            if key in states:
+                generator.set_state(states[key])
 
     def __setstate__(self, state: dict[str, Any]) -> None:
+        if "inner_opt" in state:  # from pickle or deepcopy
+            default = torch.default_generator
+            own = {k: default if v is _TheDefaultGenerator else v for k, v in state.items()}
+            self.__dict__.update(own)
+            state = self.inner_opt.__getstate__()
         self.inner_opt.__setstate__(state)
-        super().__setstate__(self.inner_opt.__getstate__())
-        self._caches = {}
-        for member in self.__dict__.get("_chain", ()):
-            member.__setstate__(self.inner_opt.__getstate__())
+        state = self.inner_opt.__getstate__()
+        super().__setstate__(state)
+        for plan in self._plans:
+            plan.forget()
+        for member in self._chain:
+            member.__setstate__(state)
 
     def __getstate__(self) -> dict[str, Any]:
         state: dict[str, Any] = self.inner_opt.__getstate__()
         return state
 
     def __reduce__(self) -> tuple[Any, ...]:
-        shared = ("defaults", "state", "param_groups", "_caches")
-        own = {k: v for k, v in self.__dict__.items() if k not in shared}
-        return _rebuild, (type(self), own)
+        own = {
+            key: _TheDefaultGenerator if value is torch.default_generator else value
+            for key, value in own_attributes(self).items()
+            if key not in ("defaults", "state", "param_groups", "_generators", "_later")
+        }
+        return copyreg.__newobj__, (type(self),), own  # type: ignore[attr-defined]
 
     def __repr__(self) -> str:
-        groups = self.param_groups
-        shown = [{k: v for k, v in group.items() if k != STATES} for group in groups]
-        self.param_groups = shown
-        text = super().__repr__()
-        self.param_groups = groups
-        head = f"{type(self).__name__} ("
-        return f"{self._label} [{type(self.inner_opt).__name__}](" + text[len(head) :]
+        text = f"{self._title} [{type(self.inner_opt).__name__}]("
+        for i, group in enumerate(self.param_groups):
+            shown = sorted(group.keys() - {"params", STATES})
+            lines = [f"    {key}: {group[key]}\n" for key in shown]
+            text += f"\nParameter Group {i}\n" + "".join(lines)
+        return text + ")"
 
 
-class LinkMember(ParamTransformingOptimizer):
-    """What stands in `_chain` for a pure link: it shares the chain's groups and state."""
-
-    def __init__(self, slots: list[Slot], label: str, inner: Optimizer, defaults: Group) -> None:
-        self._pure, self._text = slots, label
-        super().__init__(InnerOpt=inner, defaults=defaults)
-
-    def _links(self) -> list[Slot]:
-        return self._pure
-
-    @property
-    def _label(self) -> str:
-        return self._text
+def builds(x: Any, kind: type = Optimizer) -> bool:
+    """Whether x(...) makes an instance of `kind`: a class of it, or a partial of one."""
+    target = x.func if isinstance(x, functools.partial) else x
+    return inspect.isclass(target) and issubclass(target, kind)
 
 
-class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
-    """A chain of transforms around an inner optimizer, as one optimizer.
-
-    ``Opt1, ..., OptN`` transform each gradient as ``fN(...f1(grad))`` before ``InnerOpt.step()``
-    and each parameter in the same order after it. Gradients are modified in place; `grad_scale`
-    multiplies and `grad_bias` adds after all of them.
-
-    Args:
-        *transforming_optimizers: classes of `rai_chain.optim` or one's own, partials of them,
-            links and chains, mixed.
-        params: parameters, or dicts that define param groups.
-        InnerOpt: a torch optimizer class, a partial of one, or an instance.
-        param_ndim: dimensions of one row, see `rai_chain.to_batch`. Per group; a link's own
-            value wins.
-        grad_scale: multiplies the transformed gradient. Per group.
-        grad_bias: added to the transformed gradient, after the scale. Per group.
-        defaults: default values of param-group keys; they win over the arguments.
-        **inner_opt_kwargs: arguments of `InnerOpt`.
-
-    Raises:
-        TypeError: a member is no transform, or an argument has the wrong type.
-        ValueError: a value outside its interval, an ambiguous key, a missing one, or
-            `param_ndim` beyond a parameter's.
-
-    Example:
-        >>> import torch
-        >>> from rai_chain import clamp, top_q
-        >>> x = torch.ones(3, requires_grad=True)
-        >>> optim = ChainedParamTransformingOptimizer(
-        ...     top_q(q=0.33), clamp(clamp_max=2.8), params=[x], lr=1.0, param_ndim=None
-        ... )
-        >>> (torch.tensor([1.0, 2.0, 3.0]) * x).sum().backward()
-        >>> optim.step()
-        >>> x.grad
-        tensor([0.0000, 2.0000, 2.8000])
-        >>> x
-        tensor([ 1.0000, -1.0000, -1.8000], requires_grad=True)
-
-    Source: the class of the same name in rai-toolbox.
-    """
-
-    _chain: tuple[ParamTransformingOptimizer, ...] = ()
-
-    def __init__(
-        self,
-        *transforming_optimizers: Any,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1,
-        grad_bias: float = 0,
-        defaults: dict[str, Any] | None = None,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        for place, member in enumerate(transforming_optimizers):
-            if not builds(member, ParamTransformingOptimizer):
-                _check_member(member, place)
-        pure = [m for m in transforming_optimizers if isinstance(m, GradientTransformation)]
-        links = sum((m.links for m in pure), ())
-        check_order(links, link_names(links, (None,) * len(links)))
-        steps = [link for link in links if link.phase == "step"]
-        if steps:
-            if InnerOpt is not SGD or inner_opt_kwargs:
-                raise ValueError(
-                    f"`InnerOpt` must be left out, as {steps[0]!r} steps  Got: {InnerOpt!r}"
-                )
-            InnerOpt = steps[0].as_optimizer()
-        self._parts = transforming_optimizers
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults=defaults,
-            **inner_opt_kwargs,
-        )
-
-    def _members(self, params: Any) -> list[Slot]:
-        """Build each member beside the shared groups, then let it share them."""
-        chain, slots = [], []
-        for place, part in enumerate(self._parts):
-            aside = object.__new__(Optimizer)
-            copies = [dict(group) for group in self.param_groups]
-            state: Any = {"state": defaultdict(dict), "param_groups": copies}
-            Optimizer.__setstate__(aside, {"defaults": dict(self.defaults), **state})
-            own = {k: v for k, v in self.defaults.items() if k not in self._inner_keys}
-            if builds(part, ParamTransformingOptimizer):
-                member = part(params, InnerOpt=aside, defaults=own)
-            else:
-                pure = [s for s in slots_of_links(part, place) if s.link.phase != "step"]  # type: ignore[union-attr]
-                for slot in pure:
-                    own = {**slot.defaults, **own}
-                label = " ○ ".join(s.link.name for s in pure[::-1])  # type: ignore[union-attr]
-                member = LinkMember(pure, label, aside, own)
-            slots += _slots_of_member(member, part)
-            chain.append(member)
-        del self._parts
-        self._chain = tuple(chain)
-        return slots
-
-    def _lay_out(self, slots: list[Slot]) -> list[Slot]:
-        seen: Counter[str] = Counter()
-        for slot in slots:
-            kind = type(slot.hooks).__name__ if slot.link is None else slot.link.name
-            slot.name = slot.given or f"{kind}_{seen[kind]}"
-            seen[kind] += slot.given is None
-        counts = Counter(bare for slot in slots for bare in slot.bare.values())
-        for slot in slots:
-            slot.keys = {
-                name: f"{slot.name}.{bare}"
-                if counts[bare] > 1 or bare in self._inner_keys | _CHAIN_KEYS
-                else bare
-                for name, bare in slot.bare.items()
-            }
-        self._slots = slots
-        for group in self.param_groups:
-            self._refuse_ambiguous(group)
-        self._refuse_ambiguous(self.defaults)
-        for slot in slots:
-            for name, key in slot.keys.items():
-                if name not in slot.defaults:
-                    continue
-                value = self.defaults.setdefault(key, slot.defaults[name])
-                for group in self.param_groups:
-                    group.setdefault(key, value)
-        for member in self._chain:
-            member.inner_opt = self.inner_opt
-            member.__setstate__(self.inner_opt.__getstate__())
-        return slots
-
-    @property
-    def _label(self) -> str:
-        return " ○ ".join(member._label for member in self._chain[::-1])
+def _slots_below(optimizer: ParamTransformingOptimizer) -> list[Slot]:
+    """The members of the inner optimizers that transform too, the innermost first."""
+    inner = optimizer.inner_opt
+    if not isinstance(inner, ParamTransformingOptimizer):
+        return []
+    return [*_slots_below(inner), *inner._slots]
 
 
-def _check_member(member: Any, place: int) -> None:
-    try:
-        as_links(member, place)
-    except TypeError:
-        raise TypeError(
-            "`transforming_optimizers` must be classes of ParamTransformingOptimizer, partials of "
-            f"them, or links  Got: {member!r} at place {place}"
-        ) from None
+class Aside(Optimizer):
+    """Copies of the shared groups, for a member to be built on: what it sets there is its own."""
+
+    def __init__(self, groups: list[Group]) -> None:
+        state: Group = {"defaults": {}, "state": defaultdict(dict), "param_groups": groups}
+        self.__setstate__(state)
 
 
-def _slots_of_member(member: ParamTransformingOptimizer, part: Any) -> list[Slot]:
-    """The slots of a finished member, with its values as defaults and its own scale and bias."""
-    keywords = getattr(part, "keywords", {})
-    slots = []
-    for slot in member._slots:
-        if slot.link is None and slot.hooks is None:
-            known = member._inner_keys | _CHAIN_KEYS
-            names = [k for k in member.defaults if k not in known]
-            slot = Slot(None, {n: n for n in names}, hooks=member)
-            slot.keys = slot.bare
-        pure = isinstance(member, LinkMember)  # whose values are in its links
-        for name, key in slot.keys.items():
-            if not pure and key in member.defaults:
-                slot.defaults[name] = member.defaults[key]
-        if "param_ndim" in keywords and isinstance(slot.link, FunctionLink):
-            slot.link = slot.link.with_rows(keywords["param_ndim"])
-        slots.append(slot)
-    if member._scale_bias != {"grad_scale": 1, "grad_bias": 0}:
-        link = scale_bias(**member._scale_bias)
-        slots.append(Slot(link, {n: n for n in link.values}, dict(link.values)))
-    return slots
+_OF_TORCH = ("_opt_called", "_zero_grad_profile_name", "step")
 
 
-_SCALE_BIAS = slot_of(scale_bias)
-_SCALE_BIAS.keys = _SCALE_BIAS.bare
-
-
-def _moved(states: dict[str, Any], device: torch.device) -> dict[str, Any]:
-    """The links' states on the device of the parameters; generators' states stay on the host."""
-    leaves, spec = flatten(states)
-    moved = [t.to(device) if isinstance(t, Tensor) else t for t in leaves]
+def own_attributes(optimizer: Optimizer) -> dict[str, Any]:
+    """What to copy of an optimizer: all but hooks and what schedulers attach, as torch does."""
     return {
-        key: states[key] if key.endswith(".generator") else value
-        for key, value in unflatten(moved, spec).items()
+        key: value
+        for key, value in vars(optimizer).items()
+        if not key.startswith("_optimizer_") and key not in _OF_TORCH
     }
 
 
-def _rebuild(cls: Any, own: dict[str, Any]) -> ParamTransformingOptimizer:
-    """An optimizer from its parts, for pickle and deepcopy."""
-    optimizer: ParamTransformingOptimizer = cls.__new__(cls)
-    optimizer.__dict__.update(own)
-    optimizer.__setstate__(optimizer.inner_opt.__getstate__())
-    return optimizer
+class _TheDefaultGenerator:
+    """Stands for `torch.default_generator` in copies and pickles: there is one."""
+
+
+def _commit(phase: Phase, group: Group, plan: Plan, states: Group) -> None:
+    if states:
+        group[STATES] = states
+    plan.started.add(phase)

@@ -107,7 +107,7 @@ def rules_of(
 
 
 def find_keys(
-    overrides: Mapping[str, Any] | None, keys: list[dict[str, str]], what: str
+    overrides: Mapping[str, Any] | None, keys: list[dict[str, str]], what: Any
 ) -> list[dict[str, Any]]:
     """Sort `overrides` by link: ``keys[i]`` maps each hyperparameter of link i to its key.
 
@@ -124,7 +124,7 @@ def find_keys(
     return found
 
 
-def refuse_key(key: str, keys: list[dict[str, str]], what: str) -> typing.NoReturn:
+def refuse_key(key: str, keys: list[dict[str, str]], what: Any) -> typing.NoReturn:
     """Raise the ValueError for a key that no link answers to."""
     qualified = [k for own in keys for name, k in own.items() if name == key]
     if qualified:

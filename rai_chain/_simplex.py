@@ -9,9 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rai_chain._select import is_plain
-
-__all__ = ["simplex_threshold"]
+from ._plain import is_plain
 
 _Floats = NDArray[np.float64]
 
@@ -42,7 +40,7 @@ def simplex_threshold(rows: Tensor, radius: Tensor) -> Tensor:
     if rows.shape[1] == 0:
         return rows.new_zeros((rows.shape[0], 1), dtype=torch.float64)
     theta: Tensor = torch.ops.rai_chain.simplex_support(rows.detach(), radius.detach())
-    if is_plain(rows, radius):
+    if is_plain((rows, radius)):
         return theta
     # The operator has no derivative: give it that of (sum of the active - radius) / count, and
     # keep its value. Where rounding leaves none active, the largest is.

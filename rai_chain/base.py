@@ -5,16 +5,17 @@ links. Both are a `GradientTransformation`, and everything that runs one is in t
 """
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, SupportsIndex, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 import torchopt.base
 from torch import Tensor
-from torch.autograd import forward_ad
 
+from ._chunks import Call, apply_elementwise, overlaps
 from ._hyper import find_keys
+from ._plain import is_plain
 from ._tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
 
 Scope = Literal["element", "row", "tree"]
@@ -35,6 +36,18 @@ class Run:
     param_ndim: int | None = -1
     plain: bool = False  # eager, no autograd, no functorch: memory may be reused and written
     writable: list[bool] = field(default_factory=list)  # leaf i is ours to write
+
+
+class _Field:
+    """One of the two tuple fields: the method of the pipeline that holds it."""
+
+    owner: Any
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self.owner, self.name)(*args, **kwargs)
 
 
 class GradientTransformation(torchopt.base.GradientTransformation):
@@ -65,13 +78,11 @@ class GradientTransformation(torchopt.base.GradientTransformation):
     keys: list[dict[str, str]]
 
     def __new__(cls: type[_Self]) -> _Self:
-        return super().__new__(cls, None, None)  # type: ignore[arg-type]
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter((self.init, self.update))
-
-    def __getitem__(self, index: SupportsIndex | slice) -> Any:
-        return (self.init, self.update)[index]
+        pair = _Field("init"), _Field("update")
+        self = super().__new__(cls, *pair)
+        for part in pair:
+            part.owner = self
+        return self
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -180,6 +191,31 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         new, states = self.advance(leaves, states, run, values)
         return unflatten(new, run.spec), self._pack(states)
 
+    def compile(self, **options: Any) -> "GradientTransformation":
+        """The same pipeline, compiled: one graph for each tree, whatever the hyperparameters.
+
+        Numbers enter the graph as tensors, so that new values and schedules compile nothing again.
+
+        Args:
+            **options: of `torch.compile`, such as ``backend`` and ``mode``.
+
+        Returns:
+            A `GradientTransformation` with the same states. The first call takes seconds to
+            minutes; results equal the eager ones to rounding.
+
+        Example:
+            >>> import torch
+            >>> from rai_chain import clamp
+            >>> tx = clamp(clamp_max=2.0).compile(backend="eager")
+            >>> tx.update(torch.tensor([1.0, 3.0]), (), hyperparams={"clamp_max": 2.5})[0]
+            tensor([1.0000, 2.5000])
+
+        Source: `torch.compile`.
+        """
+        from .compiled import Compiled  # it subclasses this class
+
+        return Compiled(self, options)
+
     # ------------------------------------------------------------------ how it runs
 
     def advance(
@@ -211,14 +247,14 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             check_leaves(run.params, spec, "params")
             check_shapes(leaves, run.params, spec)
         states = self._unpack(state)
-        found = find_keys(hyperparams, self.keys, repr(self))
+        found = find_keys(hyperparams, self.keys, self)
         values = []
         for link, own, override in zip(self.links, states, found, strict=True):
             if link.needs_params and run.params is None:
                 raise ValueError(f"`params` is needed by {link!r}  Got: None")
             link.check_state(own, leaves, spec)
             values.append(link.resolve(override, own))
-        run.plain = is_plain([*leaves, *(run.params or ())], values)
+        run.plain = runs_plain([*leaves, *(run.params or ())], values)
         run.writable = [inplace] * len(leaves)
         return leaves, run, states, values
 
@@ -285,9 +321,17 @@ class Link(GradientTransformation):
         """Apply a stateless link, as a plain function of one tree, to gradients or parameters."""
         leaves, spec = flatten(tree)
         check_leaves(leaves, spec, "tree")
-        plain = is_plain(leaves, [self.values])
+        plain = runs_plain(leaves, [self.values])
         run = Run(spec, leaves, plain=plain, writable=[False] * len(leaves))
         return unflatten(self.apply(leaves, (), run, self.resolve({}, ()))[0], spec)
+
+    def elementwise_call(self, state: State, values: dict[str, Any]) -> Call | None:
+        """The link as a function of any piece of any leaf, where that is what it is."""
+        return None
+
+    def tick(self, state: State) -> State:
+        """The state after a step that changes nothing but the counter."""
+        return {**state, "step": state["step"] + 1} if state else state
 
     def check_values(self, values: dict[str, Any]) -> None:
         """Refuse hyperparameters that do not fit."""
@@ -319,33 +363,31 @@ def run_links(
     phase: Phase,
 ) -> tuple[Leaves, list[State]]:
     """Put leaves through the links of one phase: what both homes do."""
-    leaves, states = list(leaves), list(states)
+    leaves, states, waiting = list(leaves), list(states), []
     for i, link in enumerate(links):
-        if link.phase == phase:
-            leaves, states[i] = link.apply(leaves, states[i], run, values[i])
+        if link.phase != phase:
+            continue
+        call = link.elementwise_call(states[i], values[i]) if run.plain else None
+        if call is not None:
+            waiting.append(call)
+            states[i] = link.tick(states[i])
+            continue
+        if waiting:
+            leaves, waiting = apply_elementwise(waiting, leaves, run.writable), []
+        leaves, states[i] = link.apply(leaves, states[i], run, values[i])
+    if waiting:
+        leaves = apply_elementwise(waiting, leaves, run.writable)
     return leaves, states
 
 
-def is_plain(tensors: Sequence[Tensor | None], values: list[dict[str, Any]] | tuple[()]) -> bool:
-    """Whether the tensors are ordinary memory: no tracing, no functorch, no autograd."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None:
-        return False
-    if forward_ad._current_level >= 0:
-        return False
-    grad = torch.is_grad_enabled()
-    for t in tensors:
-        if t is not None and (type(t) not in _ORDINARY or (grad and t.requires_grad)):
-            return False
-    if grad:
+def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]]) -> bool:
+    """Whether leaves and hyperparameters are nothing but memory, see `is_plain`."""
+    seen: list[object] = list(tensors)
+    if torch.is_grad_enabled():
         for own in values:
             for value in own.values():
-                leaves = flatten(value)[0] if is_container(value) else (value,)
-                if any(isinstance(v, Tensor) and v.requires_grad for v in leaves):
-                    return False
-    return True
-
-
-_ORDINARY = frozenset({Tensor, torch.nn.Parameter, torch.nn.Buffer})
+                seen += flatten(value)[0] if is_container(value) else (value,)
+    return is_plain(seen)
 
 
 def check_leaves(leaves: Sequence[Any], spec: Spec, what: str) -> None:
@@ -378,13 +420,6 @@ def check_shapes(leaves: Leaves, params: Leaves, spec: Spec, what: str = "update
                 f"`{what}{leaf_names(spec)[i]}` must have the shape of its parameter, {shape}  "
                 f"Got: {tuple(leaf.shape)}"
             )
-
-
-def overlaps(tensor: Tensor) -> bool:
-    """Whether several elements share memory, as in an expanded tensor: it cannot be written."""
-    return not tensor.is_contiguous() and any(
-        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
 
 
 def write_back(target: Tensor, result: Tensor) -> Tensor:

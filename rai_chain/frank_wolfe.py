@@ -159,4 +159,5 @@ def frank_wolfe_step(
     rate = torch.as_tensor(lr, dtype=torch.float64, device=step.device)
     if use_default_lr_schedule:
         rate = rate / (rate + step).clamp(min=div_by_zero_eps)
-    return param * (1.0 - rate) + grad * (rate * grad_scale)
+    # One more dimension, or a 0-dim parameter would be computed in the dtype of the rate.
+    return (param[None] * (1.0 - rate) + grad[None] * (rate * grad_scale))[0]

@@ -9,11 +9,12 @@ from typing import Any, Protocol, overload
 import torch
 from torch import Tensor
 
+from ._chunks import Call, overlaps
 from ._hyper import Rule, rules_of
 from ._random import fold
 from ._rows import check_param_ndim, to_rows
 from ._tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
-from .base import Link, Phase, Run, Scope, State, overlaps, write_back
+from .base import Link, Phase, Run, Scope, State, write_back
 
 # What a function may ask for, as keyword-only parameters, besides its hyperparameters.
 _GIVEN = frozenset({"out", "param", "state", "step", "key"})
@@ -58,6 +59,7 @@ class Definition:
     start: Callable[..., dict[str, Tensor]] | None
     check: Callable[[dict[str, Any]], None] | None
     draws: str | None
+    keys: frozenset[str]  # of the state that `start` makes
 
     def draw_is_needed(self, values: dict[str, Any]) -> bool:
         """Whether the function draws: not where the value that `draws` names is the number 0."""
@@ -154,8 +156,8 @@ class FunctionLink(Link):
         keys = set(state) if isinstance(state, dict) else set()
         trees = keys - {"step", "seed"}
         plain = isinstance(state, dict) or state == ()
-        makes = d.start is not None and any(leaf is not None for leaf in leaves)
-        if not plain or keys - trees != counters or bool(trees) != makes:
+        makes = d.keys if any(leaf is not None for leaf in leaves) else frozenset()
+        if not plain or keys - trees != counters or trees != makes:
             raise ValueError(f"`state` must be the state of {self!r}  Got: {state!r}")
         if d.scope == "tree":
             return
@@ -164,8 +166,10 @@ class FunctionLink(Link):
             for i, (saved, leaf) in enumerate(zip(own, leaves, strict=True)):
                 if leaf is not None and (
                     saved is None
-                    or (d.scope == "element" and saved.shape != leaf.shape)
-                    and saved.is_floating_point()  # else it is a leaf's own count
+                    or (
+                        (d.scope == "element" and saved.shape != leaf.shape)
+                        and saved.is_floating_point()
+                    )  # else it is a leaf's own count
                 ):
                     shape = None if saved is None else tuple(saved.shape)
                     raise ValueError(
@@ -193,6 +197,19 @@ class FunctionLink(Link):
         return values
 
     # ------------------------------------------------------------------ apply
+
+    def elementwise_call(self, state: State, values: dict[str, Any]) -> Call | None:
+        d = self.definition
+        if d.scope != "element" or d.given - {"out", "step"} or self.phase == "step":
+            return None
+        for value in values.values():
+            if is_container(value) or (isinstance(value, Tensor) and value.ndim):
+                return None
+        if "step" in d.given:
+            values = {**values, "step": state["step"]}
+        if "out" in d.given:
+            return lambda x, out: d.function(x, **values, out=out)
+        return lambda x, out: d.function(x, **values)
 
     def apply(
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
@@ -239,7 +256,7 @@ class FunctionLink(Link):
         """One leaf through the function, in memory that may be written where there is some."""
         view = self._view(leaf, run)
         if self.scope == "row":
-            extra = {k: self._like_rows(v, leaf, run) for k, v in extra.items()}
+            extra = {k: self._like_rows(k, v, leaf, view) for k, v in extra.items()}
         writable = run.writable[i]
         out = None
         if "out" in self.definition.given and run.plain:
@@ -252,7 +269,10 @@ class FunctionLink(Link):
             result, new = result
             for key, (old, column) in columns.items():  # a hyperparameter's dtype must not spread
                 column[i] = new[key].to(old[i].dtype)
-        shaped: Tensor = result.reshape(leaf.shape).to(leaf.dtype)
+            if any(result is kept for kept in new.values()):
+                result = result.clone()  # whoever writes into the updates must not hit the state
+        kind = run.params[i] if self.phase == "step" and run.params else leaf
+        shaped: Tensor = result.reshape(leaf.shape).to(kind.dtype)  # type: ignore[union-attr]
         if run.plain and shaped.stride() != leaf.stride() and not overlaps(leaf):
             shaped = torch.empty_like(leaf).copy_(shaped)  # later reductions see the same order
         if writable and self.phase != "step":
@@ -286,11 +306,20 @@ class FunctionLink(Link):
     def _view(self, leaf: Tensor, run: Run) -> Tensor:
         return to_rows(leaf, self.rows_ndim(run)) if self.scope == "row" else leaf
 
-    def _like_rows(self, value: Any, leaf: Tensor, run: Run) -> Any:
-        """A tensor shaped like the leaf is viewed as rows like the leaf."""
-        if isinstance(value, Tensor) and value.ndim and value.shape == leaf.shape:
-            return self._view(value, run)
-        return value
+    def _like_rows(self, name: str, value: Any, leaf: Tensor, rows: Tensor) -> Any:
+        """A tensor value as rows: one for each row, (N,) or (N, 1), or one for each element."""
+        if not isinstance(value, Tensor) or value.ndim == 0 or name not in self.values:
+            return value
+        n = rows.shape[0]
+        if value.shape in ((n,), (n, 1)) and value.shape != leaf.shape:
+            return value.reshape(n, 1)
+        try:
+            return value.broadcast_to(leaf.shape).reshape(rows.shape)
+        except RuntimeError:
+            raise ValueError(
+                f"`{name}` must have one value, one for each of the {n} rows, or broadcast to "
+                f"{tuple(leaf.shape)}  Got: shape {tuple(value.shape)}"
+            ) from None
 
 
 def _remake(factory: Factory, values: dict[str, Any], param_ndim: Any, seed: Any) -> FunctionLink:
@@ -303,7 +332,9 @@ def is_schedule(value: Any) -> bool:
 
 
 def show(value: Any) -> str:
-    """A hyperparameter in a repr: numbers as they are, schedules by name."""
+    """A hyperparameter in a repr: numbers as they are, schedules by name, tensors by shape."""
+    if isinstance(value, Tensor) and value.ndim:
+        return f"tensor{tuple(value.shape)}"
     return getattr(value, "__name__", None) or repr(value)
 
 
@@ -367,9 +398,10 @@ def _factory(
     parameters = list(inspect.signature(function).parameters.values())[1:]
     given = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) & _GIVEN
     own = tuple(p for p in parameters if p.name not in given)
-    definition = Definition(
-        function, scope, phase, own, rules_of(function, own), given, start, check, draws
-    )
+    tiny = torch.zeros(1, 1)
+    keys = frozenset(() if start is None else start([tiny] if scope == "tree" else tiny))
+    rules = rules_of(function, own)
+    definition = Definition(function, scope, phase, own, rules, given, start, check, draws, keys)
     structural = ["param_ndim"] * (scope == "row") + ["seed"] * ("key" in given)
     signature = inspect.Signature(
         [
@@ -410,7 +442,8 @@ elementwise = Decorator(
             see `rai_chain.random`) and `state` (then the result is ``(tensor, new_state)``).
         phase: "gradient", "step" (the result is the new parameter) or "parameter" (the function
             maps parameters, after the step).
-        state: ``tensor -> dict of tensors``, the state of one tensor before the first update.
+        state: ``tensor -> dict of tensors``, the state of one tensor before the first update. It
+            is called once with zeros of shape (1, 1), to learn the keys.
         check: raises on values that do not fit each other; gets a dict of all of them.
         draws: the hyperparameter that switches drawing off when it is the number 0.
 

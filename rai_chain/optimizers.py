@@ -3,7 +3,8 @@
 Each is a pure function of tensors through and through, so it goes under `torch.func.vmap`, can be
 differentiated in every hyperparameter, and compiles to one graph. Hyperparameters have torch's
 names and defaults and count steps per leaf as torch does; links have optax's names. What a chain
-returns is what `apply_updates` adds: it points downhill.
+returns is what `apply_updates` adds: it points downhill. In the stateful home the inner optimizer
+that adds is ``SGD(lr=1.0, maximize=True)``.
 """
 
 from typing import Any
@@ -18,6 +19,31 @@ from .link import elementwise
 from .transforms import sign
 
 # ------------------------------------------------------------------ links without a state
+
+
+@elementwise(phase="step")
+def add_updates(grad: Tensor, *, param: Tensor) -> Tensor:
+    """Step by adding the updates to the parameters, as a pipeline without a stepping link does.
+
+    With it at its end the same pipeline is complete in every home: the optimizer then has no
+    inner step of its own.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import chain
+        >>> from rai_chain.optim import ChainedParamTransformingOptimizer
+        >>> tx = chain(scale_by_learning_rate(0.5), add_updates())
+        >>> tx.step(torch.ones(2), torch.tensor([1.0, 2.0]), tx.init(torch.ones(2)))[0]
+        tensor([0.5000, 0.0000])
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> x.grad = torch.tensor([1.0, 2.0])
+        >>> ChainedParamTransformingOptimizer(tx, params=[x]).step()
+        >>> x
+        tensor([0.5000, 0.0000], requires_grad=True)
+
+    Source: `apply_updates` in optax.
+    """
+    return param + grad
 
 
 @elementwise
@@ -72,10 +98,35 @@ def add_decayed_weights(grad: Tensor, weight_decay: NonNegative = 0.0, *, param:
         >>> tx.update(torch.tensor([1.0]), (), params=torch.tensor([4.0]))[0]
         tensor([3.])
 
-    Source: weight decay (Krogh and Hertz 1991); behind an adaptive link it is the decoupled one
-    (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    Source: weight decay (Krogh and Hertz 1991, "A simple weight decay can improve generalization").
     """
-    return grad + weight_decay * param
+    return torch.add(grad, weight_decay * param)
+
+
+@elementwise
+def descend_and_decay(
+    grad: Tensor, lr: NonNegative = 1e-3, weight_decay: NonNegative = 0.0, *, param: Tensor
+) -> Tensor:
+    """Multiply by ``-lr``, and move the parameter to ``1 - lr * weight_decay`` times itself.
+
+    It rounds as torch does, which matters in float32: a step's decay is often near 1e-7.
+
+    Args:
+        lr: learning rate, >= 0.
+        weight_decay: what a step of size lr takes off the parameter, >= 0.
+
+    Raises:
+        ValueError: a value outside its range, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx = descend_and_decay(lr=0.5, weight_decay=0.5)
+        >>> tx.update(torch.tensor([1.0]), (), params=torch.tensor([4.0]))[0]
+        tensor([-1.5000])
+
+    Source: decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    """
+    return torch.sub(param * (1 - lr * weight_decay) - param, lr * grad)
 
 
 # ------------------------------------------------------------------ links with a state
@@ -444,8 +495,7 @@ def adamw(
     return _optimizer(
         maximize,
         scale(beta1, beta2, eps),
-        add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
+        descend_and_decay(lr, weight_decay),
     )
 
 
@@ -531,8 +581,9 @@ def lion(
     return _optimizer(
         maximize,
         scale_by_lion(beta1, beta2),
-        None if _is_zero(weight_decay) else add_decayed_weights(weight_decay),
-        scale_by_learning_rate(lr),
+        scale_by_learning_rate(lr)
+        if _is_zero(weight_decay)
+        else descend_and_decay(lr, weight_decay),
     )
 
 

@@ -140,7 +140,13 @@ def simplex(rows: Tensor, scale: NonNegative = 1.0) -> Tensor:
 
     Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML.
     """
-    return (rows - _threshold(rows, scale)).clamp(min=0.0).to(rows.dtype)
+    nearest = (rows - _threshold(rows, scale)).clamp(min=0.0).to(rows.dtype)
+    total = rows.sum(1, keepdim=True, dtype=torch.float64)
+    inside = ((total - scale).abs() <= torch.finfo(rows.dtype).eps * scale) & (rows >= 0).all(
+        1, keepdim=True
+    )
+    kept = rows.detach() + (nearest - nearest.detach())  # its bits, with the derivative of nearest
+    return torch.where(inside, kept, nearest)
 
 
 # ------------------------------------------------------------------ their arithmetic

@@ -6,8 +6,18 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from ._hyper import Fraction, NonNegative, NormOrder, Number, Optional, StaticNumber, StaticOptional
-from ._random import uniform
+from ._hyper import (
+    Bool,
+    Decay,
+    Fraction,
+    NonNegative,
+    NormOrder,
+    Number,
+    Optional,
+    StaticNumber,
+    StaticOptional,
+)
+from ._random import normal, uniform
 from ._select import keep_largest
 from .link import elementwise, rowwise, treewise
 
@@ -330,3 +340,78 @@ def nan_to_num(
     Source: `torch.nan_to_num`.
     """
     return torch.nan_to_num(grad, nan, posinf, neginf, out=out)
+
+
+@rowwise
+def centralize(rows: Tensor) -> Tensor:
+    """Subtract from each row its mean; a row of one element is left as it is.
+
+    Args:
+        param_ndim: what a row is, see `rai_chain.to_batch`. The default makes each output
+            channel of a weight a row.
+
+    Example:
+        >>> import torch
+        >>> centralize().update(torch.tensor([[1.0, 3.0], [0.0, 4.0]]), ())[0]
+        tensor([[-1.,  1.],
+                [-2.,  2.]])
+
+    Source: Yong et al. 2020, "Gradient Centralization", arXiv 2004.01461.
+    """
+    return rows - rows.mean(1, keepdim=True) if rows.shape[1] > 1 else rows
+
+
+@elementwise
+def add_noise(
+    grad: Tensor, eta: NonNegative, gamma: NonNegative = 0.55, *, key: Tensor, step: Tensor
+) -> Tensor:
+    """Add normal noise of variance eta / (1 + step)**gamma, a function of (seed, step, leaf).
+
+    Args:
+        eta: variance at the first step, >= 0.
+        gamma: how fast it decays, >= 0.
+        seed: an integer.
+
+    Raises:
+        ValueError: a value is negative.
+
+    Example:
+        >>> import torch
+        >>> tx = add_noise(eta=0.0)
+        >>> tx.update(torch.ones(2), tx.init(torch.ones(2)))[0]
+        tensor([1., 1.])
+
+    Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep
+    Networks", arXiv 1511.06807.
+    """
+    deviation = (eta / (1.0 + step) ** gamma) ** 0.5
+    noise = normal(key, tuple(grad.shape)).to(torch.promote_types(grad.dtype, torch.float32))
+    noisy: Tensor = grad + deviation * noise
+    return noisy
+
+
+@elementwise(state=lambda leaf: {"ema": torch.zeros_like(leaf)})
+def ema(
+    grad: Tensor, decay: Decay = 0.9, debias: Bool = True, *, state: dict[str, Tensor], step: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Replace updates by their exponential moving average.
+
+    Args:
+        decay: weight of the past, 0 <= decay < 1.
+        debias: divide by 1 - decay**(step + 1), so that the first average is the first update.
+
+    Raises:
+        ValueError: decay outside [0, 1).
+
+    Example:
+        >>> import torch
+        >>> tx = ema(decay=0.5)
+        >>> _, state = tx.update(torch.tensor(1.0), tx.init(torch.tensor(0.0)))
+        >>> tx.update(torch.tensor(4.0), state)[0]
+        tensor(3.)
+
+    Source: the function of the same name in optax.
+    """
+    mean = decay * state["ema"] + (1.0 - decay) * grad
+    weight = 1.0 - decay ** (step + 1.0) if debias else 1.0
+    return mean / weight, {"ema": mean}

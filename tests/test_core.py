@@ -46,7 +46,7 @@ def test_pair_protocol():
     init, update = tx
     assert isinstance(tx, torchopt.base.GradientTransformation) and len(tx) == 2
     assert torch.equal(update(torch.tensor(3.0), init(torch.tensor(3.0)))[0], torch.tensor(1.0))
-    assert tx[0] == tx.init and tx[1] == tx.update
+    assert torch.equal(tx[1](torch.tensor(3.0), tx[0](torch.tensor(3.0)))[0], torch.tensor(1.0))
 
 
 class TestNames:
@@ -201,6 +201,23 @@ class TestRows:
         moved, _ = rc.l2_ball(0.5, center=c).step(p, torch.zeros_like(p), ())
         assert ((moved - c).flatten(1).norm(dim=1) <= 0.5 + 1e-6).all()
 
+    def test_one_value_for_each_row(self):
+        g = torch.rand(3, 3) + 0.5
+        radii = torch.tensor([0.1, 1.0, 2.0])
+        for given in (radii, radii[:, None]):
+            moved = rc.project_l1_ball(g, given)
+            alone = [rc.project_l1_ball(g[i : i + 1], float(radii[i])) for i in range(3)]
+            torch.testing.assert_close(moved, torch.cat(alone))
+            clipped = rc.clip_by_norm(given).map(g)
+            torch.testing.assert_close(clipped.norm(dim=1), torch.minimum(g.norm(dim=1), radii))
+
+    def test_a_center_that_broadcasts(self):
+        p, c = torch.randn(3, 4, 4), torch.randn(4)
+        expected = rc.project_l2_ball(p, 0.5, c.expand(3, 4, 4))
+        assert torch.equal(rc.project_l2_ball(p, 0.5, c), expected)
+        with pytest.raises(ValueError, match=r"`center` must have one value.*shape \(5,\)"):
+            rc.project_l2_ball(p, 0.5, torch.randn(5))
+
     def test_a_tree_of_centers(self):
         p = {"a": torch.randn(2, 3), "b": torch.randn(4, 5)}
         tx = rc.linf_ball(0.1, center={"a": p["a"] + 1, "b": p["b"]})
@@ -303,10 +320,21 @@ class TestHyperparametersInCallers:
         inplace = {"a": torch.ones(2), "none": None}
         out, state = tx.update(inplace, tx.init(g), inplace=True)
         assert out["a"] is inplace["a"] and torch.equal(state[0]["sum"]["a"], torch.ones(2))
+        with pytest.raises(ValueError, match="`state` must be the state of"):
+            tx.update(g, (rc.ema().init(g), ()))
         with pytest.raises(ValueError, match="must have the shape that `init` saw"):
             tx.update({"a": torch.ones(3), "none": None}, state)
         with pytest.raises(ValueError, match="the tree that `init` saw"):
             tx.update({"b": torch.ones(2), "none": None}, state)
+
+
+def test_updates_are_never_the_state():
+    g = torch.ones(3)
+    for tx in (rc.trace(), rc.ema(decay=0.5, debias=False), rc.scale_by_adam()):
+        out, state = tx.update(g, tx.init(g))
+        before = {k: v.clone() for k, v in state.items()}
+        out.add_(1)
+        assert all(torch.equal(state[k], before[k]) for k in state)
 
 
 class TestTorchOpt:

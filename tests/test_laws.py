@@ -22,6 +22,7 @@ SAMPLES = {
     "high": 0.3,
     "epsilon": 0.8,
     "max_norm": 0.7,
+    "eta": 0.1,
 }
 FACTORIES = {
     name: factory

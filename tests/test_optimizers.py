@@ -11,10 +11,12 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
+from rai_chain.optim import ChainedParamTransformingOptimizer
 from rai_chain.optimizers import (
     adam,
     adamw,
     add_decayed_weights,
+    descend_and_decay,
     lion,
     rmsprop,
     scale_by_adam,
@@ -86,6 +88,8 @@ EACH: list[tuple[Any, dict[str, float]]] = [
     (lion, {"lr": 0.1, "beta1": 0.8, "beta2": 0.9, "weight_decay": 0.02}),
 ]
 NAMES = ["sgd", "momentum", "nesterov", "adam", "amsgrad", "adamw", "rmsprop", "centered", "lion"]
+# torch scripts some derivatives of forward mode, which it deprecates itself
+jvp = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 each = pytest.mark.parametrize(("make", "values"), EACH, ids=NAMES)
 
 
@@ -148,14 +152,17 @@ def test_lion_is_its_definition() -> None:
 def loss_of(make: Any, names: list[str], steps: int = 4) -> Callable[..., Tensor]:
     """The loss after some steps, as a function of the hyperparameters."""
 
+    start = tensors()
+
     def loss(*values: Tensor) -> Tensor:
         given = dict(zip(names, values, strict=True))
-        params = train(make(**given), tensors(), steps)
+        params = train(make(**given), start, steps)
         return torch.stack([(p**2).sum() for p in params.values()]).sum()
 
     return loss
 
 
+@jvp
 @each
 def test_hypergradients(make: Any, values: dict[str, float]) -> None:
     loss = loss_of(make, list(values))
@@ -164,8 +171,12 @@ def test_hypergradients(make: Any, values: dict[str, float]) -> None:
     found = torch.autograd.grad(loss(*inputs), inputs, allow_unused=True, materialize_grads=True)
     functional = grad(loss, argnums=tuple(range(len(inputs))))(*(v.detach() for v in inputs))
     torch.testing.assert_close(functional, found)
+    pairs = [torch.stack([v.detach(), 0.9 * v.detach()]) for v in inputs]
+    together = vmap(grad(loss, argnums=tuple(range(len(inputs)))))(*pairs)
+    torch.testing.assert_close(tuple(g[0] for g in together), found)
 
 
+@jvp
 @each
 def test_derivative_in_the_parameters(make: Any, values: dict[str, float]) -> None:
     def loss(w: Tensor) -> Tensor:
@@ -271,6 +282,30 @@ def test_inputs_stay_and_state_is_plain(make: Any, values: dict[str, float]) -> 
 
 
 @each
+def test_same_bits_in_the_optimizer(make: Any, values: dict[str, float]) -> None:
+    tx, params = make(**values), [torch.ones(4, 3), torch.linspace(-1, 1, 5)]
+    leaves = [p.clone().requires_grad_() for p in params]
+
+    def optimizer() -> Any:  # the inner one adds
+        own = {"params": leaves, "lr": 1.0, "maximize": True}
+        return ChainedParamTransformingOptimizer(tx, **own)
+
+    home, state = optimizer(), tx.init(params)
+    for t in range(6):
+        grads: list[Any] = [slope(p, t) for p in params]
+        if t == 2:
+            grads[1] = None
+        for leaf, g in zip(leaves, grads, strict=True):
+            leaf.grad = None if g is None else g.clone()
+        home.step()
+        params, state = tx.step(params, grads, state)
+        torch.testing.assert_close([leaf.detach() for leaf in leaves], params, rtol=0, atol=0)
+        if t == 3:
+            saved, home = home.state_dict(), optimizer()
+            home.load_state_dict(saved)
+
+
+@each
 def test_nan_stays_visible(make: Any, values: dict[str, float]) -> None:
     tx, params = make(**values), torch.ones(2)
     bad, _ = tx.step(params, torch.tensor([torch.nan, 1.0]), tx.init(params))
@@ -323,6 +358,7 @@ def test_refuses(make: Callable[[], Any], message: str) -> None:
         scale_by_stddev(),
         scale_by_lion(),
         add_decayed_weights(0.1),
+        descend_and_decay(0.1, 0.1),
         scale_by_learning_rate(0.1),
     ],
 )

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-import rai_chain._select as select
+import rai_chain._select_numpy as select
 from rai_chain._select import keep_largest, keep_mask_reference
 
 BITS = {

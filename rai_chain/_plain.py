@@ -1,0 +1,30 @@
+"""When tensors are nothing but memory."""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Buffer, Parameter
+
+_ORDINARY = frozenset({Tensor, Parameter, Buffer})
+
+
+def is_plain(values: Iterable[object]) -> bool:
+    """Whether nothing but the values matters: no tracing, no transform, no derivative, no subclass.
+
+    Then results may go into memory that is ours, and be computed by what autograd cannot see.
+    """
+    if (
+        torch.compiler.is_compiling()
+        or torch._C._functorch.maybe_current_level() is not None
+        or forward_ad._current_level >= 0
+    ):
+        return False
+    grad = torch.is_grad_enabled()
+    for value in values:
+        if isinstance(value, Tensor) and (
+            type(value) not in _ORDINARY or (grad and value.requires_grad)
+        ):
+            return False
+    return True

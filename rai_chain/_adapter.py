@@ -15,9 +15,11 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 from torch.optim import SGD, Optimizer
+from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
-from ._chunks import overlaps
+from ._chunks import apply_elementwise, overlaps
 from ._hyper import refuse_key
+from ._plain import is_plain
 from ._rows import check_param_ndim
 from ._slots import (
     CHAIN_KEYS,
@@ -90,6 +92,7 @@ class ParamTransformingOptimizer(Optimizer):
     _chain: "tuple[ParamTransformingOptimizer, ...]" = ()
     _owner: "ParamTransformingOptimizer | None" = None  # the chain that this is a member of
     _slots: list[Slot]  # the links whose hyperparameters are checked, scheduled and drawn
+    _projects: bool = True  # whether there may be parameter links
     _later: Sequence[tuple[Group, Tensor, Group]] = ()  # the schedules' values after this step
 
     def __init__(
@@ -195,8 +198,9 @@ class ParamTransformingOptimizer(Optimizer):
         if self.param_groups is not self.inner_opt.param_groups:  # it was loaded by itself
             self.__setstate__(self.inner_opt.__getstate__())
         groups, plans = self.param_groups, self._plans
-        plans.extend(Plan() for _ in groups[len(plans) :])
-        changed = [(g, p) for g, p in zip(groups, plans, strict=False) if not p.holds(g)]
+        if len(plans) < len(groups):
+            plans.extend(Plan() for _ in groups[len(plans) :])
+        changed = [pair for pair in zip(groups, plans, strict=False) if not pair[1].holds(pair[0])]
         if changed:
             found = [self._evaluate(group, plan) for group, plan in changed]
             for (group, plan), (schedules, values) in zip(changed, found, strict=True):
@@ -204,6 +208,7 @@ class ParamTransformingOptimizer(Optimizer):
                 plan.schedules.update(schedules)
                 slots = [*self._running, SCALE_BIAS] if scales(group) else self._running
                 plan.read(group, [*self._keys, *self._refused], slots)
+            self._projects = any(plan.members["parameter"].links for plan in plans)
         return plans
 
     def _evaluate(self, group: Group, plan: Plan) -> tuple[Group, Group]:
@@ -282,20 +287,25 @@ class ParamTransformingOptimizer(Optimizer):
     @torch.no_grad()
     def _apply_pre_step_transform_(self) -> None:
         """Put every gradient through the chain, in place; `step` calls it."""
-        plans = self._ready_plans()
-        grads = [[p.grad for p in group["params"]] for group in self.param_groups]
-        work = list(zip(self.param_groups, plans, grads, strict=False))
-        for _, plan, leaves in work:
-            check_leaves(leaves, plan.spec, "grads")
+        self._before_step()
+
+    @torch.no_grad()
+    def _apply_post_step_transform_(self) -> None:
+        """Put every parameter through the chain, in place; `step` calls it."""
+        self._ready_plans()
+        self._after_step()
+
+    def _before_step(self) -> None:
+        work = self._gradients()
+        if all(plan.is_elementwise and is_plain(leaves) for _, plan, leaves in work):
+            for _, plan, leaves in work:
+                apply_elementwise(plan.calls or (), leaves, [True] * len(leaves))
+            return
         later = [
             (group, count_of(group) + 1, values_at(plan.schedules, group, 1))
             for group, plan, _ in work
             if plan.schedules
         ]
-        for group, _, leaves in work:
-            for i, (p, grad) in enumerate(zip(group["params"], leaves, strict=True)):
-                if grad is not None and overlaps(grad):  # its elements share memory
-                    leaves[i] = p.grad = grad.clone(memory_format=torch.contiguous_format)
         before = [(g, g.get_state()) for g in self._generators.values()]
         try:
             new = [self._transform("gradient", *one) for one in work]
@@ -308,12 +318,27 @@ class ParamTransformingOptimizer(Optimizer):
         self._save_generators()
         self._later = later
 
-    @torch.no_grad()
-    def _apply_post_step_transform_(self) -> None:
-        """Put every parameter through the chain, in place; `step` calls it."""
-        for group, plan in zip(self.param_groups, self._ready_plans(), strict=False):
-            states = self._transform("parameter", group, plan, group["params"])
-            _commit("parameter", group, plan, states)
+    def _gradients(self) -> list[tuple[Group, Plan, Leaves]]:
+        """Each group with its plan and gradients; everything that can be refused is, here."""
+        plans = self._ready_plans()
+        work = [
+            (group, plan, [p.grad for p in group["params"]])
+            for group, plan in zip(self.param_groups, plans, strict=False)
+        ]
+        for _, plan, leaves in work:
+            check_leaves(leaves, plan.spec, "grads")
+        for group, _, leaves in work:
+            for i, grad in enumerate(leaves):
+                if grad is not None and overlaps(grad):  # its elements share memory
+                    dense = grad.clone(memory_format=torch.contiguous_format)
+                    leaves[i] = group["params"][i].grad = dense
+        return work
+
+    def _after_step(self) -> None:
+        if self._projects or self._later:
+            for group, plan in zip(self.param_groups, self._ready_plans(), strict=False):
+                states = self._transform("parameter", group, plan, group["params"])
+                _commit("parameter", group, plan, states)
         for group, count, values in self._later:
             group[STATES] = {**group.get(STATES, {}), COUNT: count}
             group.update(values)
@@ -342,14 +367,18 @@ class ParamTransformingOptimizer(Optimizer):
             TypeError, ValueError: a gradient or a hyperparameter that does not fit; nothing
                 has been written then.
         """
-        with torch.no_grad():
+        recording = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # what `no_grad` does, without its microseconds
+        try:
+            loss = None
             if closure is None:
-                self._apply_pre_step_transform_()
-                self.inner_opt.step()
-                loss = None
+                self._before_step()
+                unhooked(self.inner_opt)()
             else:
                 loss = self.inner_opt.step(self._create_closure(closure))
-            self._apply_post_step_transform_()
+            self._after_step()
+        finally:
+            torch._C._set_grad_enabled(recording)
         return loss
 
     def _create_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -481,6 +510,34 @@ class ParamTransformingOptimizer(Optimizer):
             lines = [f"    {key}: {group[key]}\n" for key in shown]
             text += f"\nParameter Group {i}\n" + "".join(lines)
         return text + ")"
+
+
+def unhooked(inner: Optimizer) -> Callable[[], Any]:
+    """The inner optimizer's step, without the layer that calls its hooks where it has none.
+
+    Each layer of `Optimizer.step` costs several microseconds; the outer one has been paid.
+    """
+    hooked = (
+        inner._optimizer_step_pre_hooks
+        or inner._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
+    kind = type(inner)
+    if (
+        hooked
+        or "step" in inner.__dict__
+        or not kind.__module__.startswith(("torch.optim.", "rai_chain."))
+        or inner.defaults.get("differentiable")
+    ):
+        return inner.step
+    bare = _BARE.get(kind)
+    if bare is None:
+        bare = _BARE[kind] = inspect.unwrap(kind.step)
+    return functools.partial(bare, inner)
+
+
+_BARE: dict[type, Callable[..., Any]] = {}  # optimizer class -> its step without torch's layers
 
 
 def builds(x: Any, kind: type = Optimizer) -> bool:

@@ -6,6 +6,7 @@ one piece, so that a thousand tensors cost as many calls as one.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +15,8 @@ from ._tree import Leaves
 
 PIECE = 1 << 17  # elements that stay in cache; also what is gathered at once
 SMALL = 1 << 13  # tensors up to this size are gathered
-Call = Callable[[Tensor, Tensor], Tensor]  # (input, destination) -> destination
+FEW = 4  # but not so few of them
+Call = Callable[..., Tensor]  # (input, out=destination) -> destination
 
 
 def overlaps(tensor: Tensor) -> bool:
@@ -31,30 +33,32 @@ def apply_elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool
         The new leaves. A leaf that was not writable gets one new tensor, which is.
     """
     out = list(leaves)
+    gather = len(leaves) >= FEW
     small: dict[tuple[torch.dtype, torch.device], list[int]] = {}
     for i, leaf in enumerate(leaves):
-        if leaf is None or leaf.numel() == 0:
+        if leaf is None:
             continue
-        if not writable[i] or overlaps(leaf):
-            out[i] = torch.empty_like(leaf)
-            writable[i] = True
-        if leaf.numel() <= SMALL:
+        if not writable[i]:
+            out[i], writable[i] = torch.empty_like(leaf), True
+        if gather and leaf.numel() <= SMALL:
             small.setdefault((leaf.dtype, leaf.device), []).append(i)
         else:
             _one(calls, leaf, out[i])  # type: ignore[arg-type]
     for places in small.values():
-        for some in _batches(places, leaves):
-            if len(some) < 4:
-                for i in some:
-                    _one(calls, leaves[i], out[i])  # type: ignore[arg-type]
+        sources: Any = [leaves[i] for i in places]
+        targets: Any = sources if out is leaves else [out[i] for i in places]
+        sizes = [source.numel() for source in sources]
+        for part in _batches(sizes):
+            if part.stop - part.start < FEW:
+                for source, target in zip(sources[part], targets[part], strict=True):
+                    _one(calls, source, target)
             else:
-                _gathered(calls, [leaves[i] for i in some], [out[i] for i in some])  # type: ignore[misc]
+                _gathered(calls, sources[part], targets[part], sizes[part])
     return out
 
 
 def _one(calls: Sequence[Call], source: Tensor, target: Tensor) -> None:
-    size = source.numel()
-    if len(calls) == 1 or size <= 2 * PIECE or source.device.type != "cpu":
+    if source.numel() <= 2 * PIECE or len(calls) == 1 or not source.is_cpu:
         _through(calls, source, target)
         return
     flat = _flat(source), _flat(target)
@@ -67,31 +71,31 @@ def _one(calls: Sequence[Call], source: Tensor, target: Tensor) -> None:
 
 def _through(calls: Sequence[Call], source: Tensor, target: Tensor) -> None:
     for call in calls:
-        result = call(source, target)
+        result = call(source, out=target)
         if result is not target:
             target.copy_(result)
         source = target
 
 
-def _gathered(calls: Sequence[Call], sources: list[Tensor], targets: list[Tensor]) -> None:
-    buffer = torch._utils._flatten_dense_tensors(sources)  # type: ignore[no-untyped-call]
+def _gathered(
+    calls: Sequence[Call], sources: list[Tensor], targets: list[Tensor], sizes: list[int]
+) -> None:
+    buffer = torch.cat([s if s.ndim == 1 else s.reshape(-1) for s in sources])
     _through(calls, buffer, buffer)
-    parts = torch._utils._unflatten_dense_tensors(buffer, targets)  # type: ignore[no-untyped-call]
-    torch._foreach_copy_(targets, parts)
+    parts: Any = torch.split(buffer, sizes)
+    pairs = zip(parts, targets, strict=True)
+    torch._foreach_copy_(targets, [p if t.ndim == 1 else p.view(t.shape) for p, t in pairs])
 
 
-def _batches(places: list[int], leaves: Leaves) -> Iterator[list[int]]:
-    """Runs of leaves of at most PIECE elements together."""
-    batch: list[int] = []
-    total = 0
-    for i in places:
-        size = leaves[i].numel()  # type: ignore[union-attr]
-        if batch and total + size > PIECE:
-            yield batch
-            batch, total = [], 0
-        batch.append(i)
+def _batches(sizes: list[int]) -> Iterator[slice]:
+    """Runs of tensors of at most PIECE elements together."""
+    start = total = 0
+    for i, size in enumerate(sizes):
+        if total + size > PIECE and i > start:
+            yield slice(start, i)
+            start, total = i, 0
         total += size
-    yield batch
+    yield slice(start, len(sizes))
 
 
 def _flat(tensor: Tensor) -> Tensor | None:

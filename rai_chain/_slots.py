@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Generator, Tensor
 
+from ._chunks import Call
 from ._hyper import REQUIRED
 from ._rows import check_param_ndim, to_batch
 from ._tree import Leaves, Spec, flatten, is_container, map_leaves, unflatten
@@ -206,6 +207,13 @@ class Members:
             [s for s, _ in found], [k for _, k in found], [s.values(group) for s, _ in found]
         )
 
+    def calls(self, group: Group) -> list[Call] | None:
+        """The links as elementwise functions, where all of them are and none keeps a state."""
+        pairs = zip(self.links, self.values, strict=True)
+        made = [link.stateless_call(values) for link, values in pairs]
+        known = [call for call in made if call is not None]
+        return known if len(known) == len(made) else None
+
 
 @dataclass
 class Plan:
@@ -217,6 +225,7 @@ class Plan:
     spec: Spec = field(default_factory=lambda: flatten([])[1])
     members: dict[Phase, Members] = field(default_factory=dict)
     started: set[Phase] = field(default_factory=set)  # the links' states are in the group
+    calls: list[Call] | None = None  # the gradient links, where they are nothing but these
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan, (self.schedules, self.tried)
@@ -225,12 +234,18 @@ class Plan:
         """Plan the steps of a group that was checked."""
         self.watched = {key: group.get(key, REQUIRED) for key in keys}
         self.members = {phase: Members.of(slots, phase, group) for phase in HOOKS}
+        self.calls = self.members["gradient"].calls(group)
         self.spec = flatten([None] * len(group["params"]))[1]
         self.tried, self.started = True, set()
 
     def forget(self) -> None:
         """Read the group again before the next step."""
         self.watched = {}
+
+    @property
+    def is_elementwise(self) -> bool:
+        """Whether the gradients go through `calls` and nothing else happens."""
+        return self.calls is not None and not self.schedules
 
     def is_new(self, key: str, value: Any) -> bool:
         """Whether a value has a shape and is another than it was: it may not fit the tensors."""
@@ -285,6 +300,7 @@ def _draw(members: Members, leaves: Leaves, group: Group) -> list[Group]:
             if leaf is not None:
                 u = torch.rand((), generator=generator, device=generator.device)
                 q = draw_q(values[i]["q"], group[slot.keys["dq"]], u)
+                q = q.item() if q.is_cpu else q.to(leaf.device)
             drawn[i].append(q)
     for i in drawing:
         values[i]["q"] = drawn[i]

@@ -255,7 +255,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             link.check_state(own, leaves, spec)
             values.append(link.resolve(override, own))
         run.plain = runs_plain([*leaves, *(run.params or ())], values)
-        run.writable = [inplace] * len(leaves)
+        run.writable = [inplace and leaf is not None and not overlaps(leaf) for leaf in leaves]
         return leaves, run, states, values
 
     def _pack(self, states: list[State]) -> State:
@@ -327,6 +327,10 @@ class Link(GradientTransformation):
 
     def elementwise_call(self, state: State, values: dict[str, Any]) -> Call | None:
         """The link as a function of any piece of any leaf, where that is what it is."""
+        return None
+
+    def stateless_call(self, values: dict[str, Any]) -> Call | None:
+        """The same, where the link keeps no state with these values."""
         return None
 
     def tick(self, state: State) -> State:

@@ -207,9 +207,11 @@ class FunctionLink(Link):
                 return None
         if "step" in d.given:
             values = {**values, "step": state["step"]}
-        if "out" in d.given:
-            return lambda x, out: d.function(x, **values, out=out)
-        return lambda x, out: d.function(x, **values)
+        function = functools.partial(d.function, **values)
+        return function if "out" in d.given else lambda x, out: function(x)
+
+    def stateless_call(self, values: dict[str, Any]) -> Call | None:
+        return None if self._counters(values) else self.elementwise_call((), values)
 
     def apply(
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
@@ -260,8 +262,7 @@ class FunctionLink(Link):
         writable = run.writable[i]
         out = None
         if "out" in self.definition.given and run.plain:
-            ours = writable and not overlaps(leaf)
-            out = view if ours or view.data_ptr() != leaf.data_ptr() else torch.empty_like(view)
+            out = view if writable or view.data_ptr() != leaf.data_ptr() else torch.empty_like(view)
             result = self.definition.function(view, **extra, out=out)
         else:
             result = self.definition.function(view, **extra)

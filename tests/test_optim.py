@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import rai_chain as rc
+from rai_chain.base import Link
 from rai_chain.optim import (
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,
@@ -460,6 +461,19 @@ def test_a_schedule_for_any_hyperparameter(how):
     assert group["link_states"][".count"] == 4
 
 
+@pytest.mark.parametrize("make", [FrankWolfe, StepOptimizer])
+def test_a_schedule_of_an_optimizer_that_steps_alone(make):
+    options = {"lr": lambda step: 0.5 / (1 + step), "use_default_lr_schedule": False}
+    x = leaf(4)
+    tx = rc.frank_wolfe_step(grad_scale=-2.0, **options)
+    pure, state = x.detach().clone(), tx.init(x)
+    options["lmo_scaling_factor"] = lambda step: 2.0
+    optimizer = FrankWolfe([x], **options) if make is FrankWolfe else StepOptimizer([x], tx)
+    for time in range(3):
+        pure, state = tx.step(pure, values(4, seed=1000 + 100 * time), state)
+    assert equal(steps(optimizer), [pure])
+
+
 @pytest.mark.parametrize("how", ["class", "optimizer", "chain"])
 def test_a_schedule_in_frank_wolfe(how):
     def rate(step):
@@ -609,6 +623,18 @@ def test_a_copy_goes_its_own_way():
         assert other._chain[0]._generator is not generator
         assert equal(steps(other, 2, start=2), steps(optimizer, 2, start=2))
         assert repr(other) == repr(optimizer)
+
+
+def test_projecting_alone_reads_the_values_of_now():
+    x = tensor([3.0, -0.5], requires_grad=True)
+    optimizer = Chain(rc.sign(), rc.linf_ball(2.0), params=[x])
+    optimizer.param_groups[0]["epsilon"] = 1.0
+    optimizer._apply_post_step_transform_()
+    assert x.tolist() == [1.0, -0.5]
+    optimizer.param_groups[0]["epsilon"] = 0.25
+    copied = copy.deepcopy(optimizer)
+    copied._apply_post_step_transform_()
+    assert parameters(copied)[0].tolist() == [0.25, -0.25]
 
 
 def test_the_default_generator_stays_the_default_one():
@@ -1023,6 +1049,20 @@ def test_empty_0_dim_and_half_tensors(shape, dtype):
     x = steps(optimizer)[0]
     assert x.dtype == dtype and x.shape == shape and (x.abs() <= 0.25).all()
     assert parameters(optimizer)[0].grad.dtype == dtype
+
+
+def test_a_link_that_makes_new_tensors():
+    class Doubled(Link):
+        name, phase, values = "doubled", "gradient", {}
+
+        def apply(self, leaves, state, run, values):
+            return [leaf * 2 for leaf in leaves], state
+
+    x = leaf(3)
+    give_grads([x])
+    grad, expected = x.grad, x.grad * 2
+    Chain(Doubled(), params=[x]).step()
+    assert x.grad is grad and torch.equal(grad, expected)
 
 
 def test_gradients_whose_elements_share_memory():

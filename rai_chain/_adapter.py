@@ -18,7 +18,8 @@ from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ._chunks import apply_elementwise, overlaps
-from ._hyper import refuse_key
+from ._compiled_step import CompiledStep, Work
+from ._hyper import Flag, refuse_key
 from ._plain import is_plain
 from ._rows import check_param_ndim
 from ._slots import (
@@ -67,6 +68,9 @@ class ParamTransformingOptimizer(Optimizer):
         grad_scale: multiplies the transformed gradient. Per group.
         grad_bias: added to the transformed gradient, after the scale. Per group.
         defaults: default values of param-group keys; they win over the arguments.
+        compile: make the whole step one compiled graph, from the second step on: the first
+            starts the inner optimizer's state. It takes seconds to minutes and may differ in the
+            last bit; new learning rates and hyperparameters of the chain compile nothing again.
         **inner_opt_kwargs: arguments of `InnerOpt`.
 
     Raises:
@@ -92,6 +96,8 @@ class ParamTransformingOptimizer(Optimizer):
     _chain: "tuple[ParamTransformingOptimizer, ...]" = ()
     _owner: "ParamTransformingOptimizer | None" = None  # the chain that this is a member of
     _slots: list[Slot]  # the links whose hyperparameters are checked, scheduled and drawn
+    _stepped: bool = False  # whether the inner optimizer has its state
+    _graph: "tuple[list[int], CompiledStep] | None" = None
     _projects: bool = True  # whether there may be parameter links
     _later: Sequence[tuple[Group, Tensor, Group]] = ()  # the schedules' values after this step
 
@@ -104,8 +110,11 @@ class ParamTransformingOptimizer(Optimizer):
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
         defaults: dict[str, Any] | None = None,
+        compile: bool = False,
         **inner_opt_kwargs: Any,
     ) -> None:
+        Flag().check("compile", compile)
+        self._compile = compile
         own = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
         defaults = {**own, **(defaults or {})}
         self._plans: list[Plan] = []
@@ -301,11 +310,7 @@ class ParamTransformingOptimizer(Optimizer):
             for _, plan, leaves in work:
                 apply_elementwise(plan.calls or (), leaves, [True] * len(leaves))
             return
-        later = [
-            (group, count_of(group) + 1, values_at(plan.schedules, group, 1))
-            for group, plan, _ in work
-            if plan.schedules
-        ]
+        later = self._values_after(work)
         before = [(g, g.get_state()) for g in self._generators.values()]
         try:
             new = [self._transform("gradient", *one) for one in work]
@@ -318,7 +323,15 @@ class ParamTransformingOptimizer(Optimizer):
         self._save_generators()
         self._later = later
 
-    def _gradients(self) -> list[tuple[Group, Plan, Leaves]]:
+    def _values_after(self, work: Work) -> list[tuple[Group, Tensor, Group]]:
+        """The schedules' values after this step; they are evaluated before anything is written."""
+        return [
+            (group, count_of(group) + 1, values_at(plan.schedules, group, 1))
+            for group, plan, _ in work
+            if plan.schedules
+        ]
+
+    def _gradients(self) -> Work:
         """Each group with its plan and gradients; everything that can be refused is, here."""
         plans = self._ready_plans()
         work = [
@@ -339,6 +352,9 @@ class ParamTransformingOptimizer(Optimizer):
             for group, plan in zip(self.param_groups, self._ready_plans(), strict=False):
                 states = self._transform("parameter", group, plan, group["params"])
                 _commit("parameter", group, plan, states)
+        self._count_schedules()
+
+    def _count_schedules(self) -> None:
         for group, count, values in self._later:
             group[STATES] = {**group.get(STATES, {}), COUNT: count}
             group.update(values)
@@ -371,15 +387,29 @@ class ParamTransformingOptimizer(Optimizer):
         torch._C._set_grad_enabled(False)  # what `no_grad` does, without its microseconds
         try:
             loss = None
+            if self._compile and closure is None and self._stepped:
+                self._compiled_step()
+                return None
             if closure is None:
                 self._before_step()
                 unhooked(self.inner_opt)()
+                self._stepped = True
             else:
                 loss = self.inner_opt.step(self._create_closure(closure))
             self._after_step()
         finally:
             torch._C._set_grad_enabled(recording)
         return loss
+
+    def _compiled_step(self) -> None:
+        work = self._gradients()
+        later = self._values_after(work)
+        sizes = [len(group["params"]) for group in self.param_groups]
+        if self._graph is None or self._graph[0] != sizes:
+            self._graph = sizes, CompiledStep(self.inner_opt, work, {*self._keys, STATES})
+        self._graph[1](work)
+        self._later = later
+        self._count_schedules()
 
     def _create_closure(self, closure: Callable[[], Any]) -> Callable[[], Any]:
         def transformed() -> Any:
@@ -499,7 +529,7 @@ class ParamTransformingOptimizer(Optimizer):
         own = {
             key: _TheDefaultGenerator if value is torch.default_generator else value
             for key, value in own_attributes(self).items()
-            if key not in ("defaults", "state", "param_groups", "_generators", "_later")
+            if key not in _MADE_AGAIN
         }
         return copyreg.__newobj__, (type(self),), own  # type: ignore[attr-defined]
 
@@ -538,6 +568,9 @@ def unhooked(inner: Optimizer) -> Callable[[], Any]:
 
 
 _BARE: dict[type, Callable[..., Any]] = {}  # optimizer class -> its step without torch's layers
+
+
+_MADE_AGAIN = ("defaults", "state", "param_groups", "_generators", "_later", "_graph", "_stepped")
 
 
 def builds(x: Any, kind: type = Optimizer) -> bool:

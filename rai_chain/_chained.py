@@ -148,8 +148,10 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         for link, name in zip(*_links_of(transforming_optimizers), strict=True):
             if link.phase == "step":
                 if InnerOpt is not SGD or inner_opt_kwargs:
+                    given = ", ".join(inner_opt_kwargs) or repr(InnerOpt)
                     raise ValueError(
-                        f"`InnerOpt` must be left out, as {link!r} steps  Got: {InnerOpt!r}"
+                        f"`InnerOpt` and its arguments must be left out, as {link!r} steps  "
+                        f"Got: {given}"
                     )
                 InnerOpt, self._scheduled = _inner_of(link, name)  # noqa: N806
                 defaults = {**self._scheduled, **(defaults or {})}

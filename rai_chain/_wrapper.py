@@ -10,6 +10,7 @@ from torch import Tensor
 from ._hyper import Rule
 from ._tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
 from .base import GradientTransformation, Link, Phase, Run, State, Tree, run_links
+from .link import show
 
 Inner = dict[str, GradientTransformation]
 
@@ -42,7 +43,7 @@ class Wrapper(Link):
 
     def __repr__(self) -> str:
         parts = [repr(inner) for inner in self.inners.values()]
-        parts += [f"{k}={v!r}" for k, v in self.options.items()]
+        parts += [f"{k}={show(v)}" for k, v in self.options.items()]
         return f"{self.name}({', '.join(parts)})"
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, overload
@@ -12,7 +13,7 @@ from torch import Tensor
 from ._chunks import Call, overlaps
 from ._hyper import Rule, rules_of
 from ._random import fold
-from ._rows import check_param_ndim, to_rows
+from ._rows import check_param_ndim, row_dims, to_rows
 from ._tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
 from .base import Link, Phase, Run, Scope, State, write_back
 
@@ -258,7 +259,8 @@ class FunctionLink(Link):
         """One leaf through the function, in memory that may be written where there is some."""
         view = self._view(leaf, run)
         if self.scope == "row":
-            extra = {k: self._like_rows(k, v, leaf, view) for k, v in extra.items()}
+            split = leaf.ndim - row_dims(leaf.ndim, self.rows_ndim(run))
+            extra = {k: self._like_rows(k, v, leaf, view, split) for k, v in extra.items()}
         writable = run.writable[i]
         out = None
         if "out" in self.definition.given and run.plain:
@@ -307,7 +309,7 @@ class FunctionLink(Link):
     def _view(self, leaf: Tensor, run: Run) -> Tensor:
         return to_rows(leaf, self.rows_ndim(run)) if self.scope == "row" else leaf
 
-    def _like_rows(self, name: str, value: Any, leaf: Tensor, rows: Tensor) -> Any:
+    def _like_rows(self, name: str, value: Any, leaf: Tensor, rows: Tensor, split: int) -> Any:
         """A tensor value as rows: one for each row, (N,) or (N, 1), or one for each element."""
         if not isinstance(value, Tensor) or value.ndim == 0 or name not in self.values:
             return value
@@ -315,6 +317,8 @@ class FunctionLink(Link):
         if value.shape in ((n,), (n, 1)) and value.shape != leaf.shape:
             return value.reshape(n, 1)
         try:
+            if value.ndim == leaf.ndim and math.prod(value.shape[split:]) == 1:
+                return value.reshape(value.shape[:split]).expand(leaf.shape[:split]).reshape(n, 1)
             return value.broadcast_to(leaf.shape).reshape(rows.shape)
         except RuntimeError:
             raise ValueError(

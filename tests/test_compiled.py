@@ -6,8 +6,10 @@ import pickle
 import pytest
 import torch
 from torch._dynamo.testing import CompileCounter
+from torch._dynamo.utils import counters
 
 import rai_chain as rc
+from rai_chain.optim import ChainedParamTransformingOptimizer
 
 
 def pipeline():
@@ -49,6 +51,58 @@ def test_a_schedule_is_one_graph():
         p, state = compiled.step(p, tree(i), state)
         torch.testing.assert_close(p, expected, rtol=1e-6, atol=1e-7)
     assert counter.frame_count == 1
+
+
+def make_pair(kind, **options):
+    links = (rc.top_q(0.5), rc.clamp(-1.0, 1.0), rc.scale(0.5), rc.l2_ball(1.5))
+    made = []
+    for compile in (True, False):
+        params = [torch.ones(3, 4).requires_grad_(), torch.zeros(6).requires_grad_()]
+        more = {"compile": True} if compile else {}
+        made.append(
+            ChainedParamTransformingOptimizer(
+                *links, params=params, InnerOpt=kind, **options, **more
+            )
+        )
+    return made
+
+
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.AdamW])
+def test_the_whole_step_of_an_optimizer_is_one_graph(kind):
+    options = {"momentum": 0.9} if kind is torch.optim.SGD else {}
+    compiled, eager = make_pair(kind, lr=0.1, **options)
+    scheduler = torch.optim.lr_scheduler.LambdaLR(compiled, lambda i: 1 / (i + 1))
+    counters.clear()
+    for i in range(21):
+        grads = list(torch.randn(18, generator=torch.Generator().manual_seed(i)).split([12, 6]))
+        for optimizer in (compiled, eager):
+            group = optimizer.param_groups[0]
+            group["q"], group["lr"] = i / 21, 0.1 / (i + 1)
+            for p, g in zip(group["params"], grads, strict=True):
+                p.grad = g.reshape(p.shape).clone()
+            optimizer.step()
+            assert group["lr"] == 0.1 / (i + 1)
+        for p, q in zip(*(o.param_groups[0]["params"] for o in (compiled, eager)), strict=True):
+            torch.testing.assert_close(p, q, rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-7)
+    scheduler.step()
+    assert counters["stats"]["unique_graphs"] == 1
+    twin = copy.deepcopy(compiled)
+    assert twin.state_dict()["state"].keys() == compiled.state_dict()["state"].keys()
+    pickle.dumps(compiled)
+
+
+def test_compile_refuses_what_keeps_a_state():
+    x = torch.ones(3, requires_grad=True)
+    optimizer = ChainedParamTransformingOptimizer(rc.ema(), params=[x], lr=0.1, compile=True)
+    x.grad = torch.ones(3)
+    optimizer.step()
+    before = x.detach().clone()
+    with pytest.raises(ValueError, match="`compile` must be False for a link with a state"):
+        optimizer.step()
+    assert torch.equal(x, before)
+    with pytest.raises(ValueError, match="`compile` must be one of False, True"):
+        ChainedParamTransformingOptimizer(rc.sign(), params=[x], lr=0.1, compile="yes")
 
 
 def test_draws_are_the_eager_ones():

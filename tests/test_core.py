@@ -211,6 +211,14 @@ class TestRows:
             clipped = rc.clip_by_norm(given).map(g)
             torch.testing.assert_close(clipped.norm(dim=1), torch.minimum(g.norm(dim=1), radii))
 
+    @pytest.mark.parametrize("shape", [(3,), (3, 1), (3, 1, 1)])
+    def test_one_value_for_each_row_of_a_stack(self, shape):
+        g = torch.randn(3, 4, 5)
+        for factory, values in ((rc.top_q, (0.1, 0.5, 0.9)), (rc.l1_ball, (0.5, 1.0, 2.0))):
+            given = torch.tensor(values, dtype=torch.float64).reshape(shape)
+            alone = [factory(v).map(g[i : i + 1]) for i, v in enumerate(values)]
+            torch.testing.assert_close(factory(given).map(g), torch.cat(alone))
+
     def test_a_center_that_broadcasts(self):
         p, c = torch.randn(3, 4, 4), torch.randn(4)
         expected = rc.project_l2_ball(p, 0.5, c.expand(3, 4, 4))

@@ -2,6 +2,7 @@
 
 import runpy
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -61,9 +62,13 @@ def test_the_attack_is_the_same_in_both_homes(run):
         assert whole_attack < 0.25  # one step
 
 
-def test_the_attack_is_drawn(run):
-    results, printed, folder = run("sparse_attack")
-    assert len(results["pictures"]) == 2
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [("sparse_attack", 2), ("ensemble", 1), ("hypergradient", 1), ("compressed_training", 1)],
+)
+def test_the_pictures_are_drawn(name, count, run):
+    results, printed, folder = run(name)
+    assert len(results["pictures"]) == count
     for picture in results["pictures"]:
         assert not picture.is_absolute() and str(picture) in printed
         assert (folder / picture).stat().st_size > 10_000
@@ -73,3 +78,28 @@ def test_the_learned_hyperparameters_lower_the_loss(run):
     results, _, _ = run("meta_learning")
     assert results["losses"][-1] < 0.6 * results["losses"][0]
     assert results["after"] < 0.6 * results["before"]
+
+
+def test_an_ensemble_trains_the_same_networks_faster(run):
+    results, printed, _ = run("ensemble")
+    assert results["table"].numel() == 32 and results["table"].max() > 0.8
+    assert results["apart"] < 0.02
+    assert results["factors"]["same function"] > 1
+    assert all(f"factor of {factor:.1f}" in printed for factor in results["factors"].values())
+
+
+def test_hypergradients_lower_the_loss(run):
+    results, _, _ = run("hypergradient")
+    losses = results["losses"]
+    assert all(after < before for before, after in pairwise(losses))
+    assert results["after"] < 0.95 * results["before"]
+    assert all(len(values) == len(losses) for values in results["history"].values())
+
+
+def test_error_feedback_makes_up_for_compression(run):
+    results, _, _ = run("compressed_training")
+    dense, fed_back, dropped = results["table"].values()
+    assert dense["loss"] < fed_back["loss"] < 0.7 * dropped["loss"]
+    for name, own in results["records"].items():
+        assert (own["sent"] <= own["gradient"]).all() or "feedback" in name
+        assert abs(own["sparsity"].mean() - 0.99) < 1e-3 or name == "dense"

@@ -282,6 +282,7 @@ def test_each_frank_wolfe(name, device, data, seed, dtype, closure, missing):
 @pytest.mark.parametrize("name", NAMES)
 def test_signatures(name):
     ours, other = (inspect.signature(getattr(lib, name)).parameters for lib in (mine, theirs))
+    ours = {key: p for key, p in ours.items() if key != "compile"}  # what we have beyond it
     positional = [p.kind for p in other.values()]
     assert [p.kind for p in ours.values()] == positional
     for a, b in zip(ours.values(), other.values(), strict=True):

@@ -1,0 +1,1 @@
+"""What rai_chain costs, beside its peers: `python -m benchmarks`."""

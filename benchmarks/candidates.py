@@ -1,0 +1,251 @@
+"""Who does the works: rai_chain, its peers, and the floor."""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from inspect import signature
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import SGD
+
+import rai_chain as rc
+
+from .tensors import Shape, normal
+from .timing import Candidate, NotAvailableError
+
+Builders = dict[str, Callable[[], Candidate]]  # name -> what makes it: only what is asked for is
+
+OURS, FUSED, COMPILED = "rai_chain", "rai_chain, fused", "rai_chain, compiled"
+RAI, RAI_FUSED = "rai-toolbox", "rai-toolbox, fused"
+SGD_PLAIN, SGD_FUSED = "torch SGD", "torch SGD, fused"
+TORCHOPT, FLOOR, FOREACH = "TorchOpt", "floor", "torch _foreach_mul"
+SORT, TOPK = "torch sort", "torch topk"
+SCALE, BIAS = 0.5, 0.01
+
+
+def floor(tensors: Sequence[Tensor], prepare: Callable[[], object] | None = None) -> Candidate:
+    """One pass in place over the same tensors: the least that touching them costs."""
+
+    def run() -> None:
+        for x in tensors:
+            torch.mul(x, 1, out=x)
+
+    return Candidate(run, prepare)
+
+
+def _peer() -> ModuleType:
+    try:
+        import rai_toolbox.optim
+    except ImportError as missing:
+        raise NotAvailableError("rai-toolbox is not installed") from missing
+    return rai_toolbox.optim
+
+
+def tried(candidate: Candidate) -> Candidate:
+    """A candidate whose first call compiles: where there is no compiler it is not available."""
+    try:
+        candidate.run()
+    except Exception as error:
+        raise NotAvailableError(f"{type(error).__name__} when compiling") from error
+    return candidate
+
+
+# ------------------------------------------------------------------ top-q
+
+
+def top_q_builders(
+    shapes: Sequence[Shape],
+    *,
+    q: float,
+    param_ndim: int | None = -1,
+    dtype: torch.dtype = torch.float32,
+    data: Callable[[Tensor], Tensor] | None = None,
+    peer: str | None = None,
+    device: str = "cpu",
+) -> Builders:
+    """In-place top-q by the optimizers' own method; the gradients are restored before each call."""
+    masters = normal(shapes, device=device)
+    masters = [(data(x) if data else x).to(dtype) for x in masters]
+    params = [torch.empty_like(x, requires_grad=True) for x in masters]
+    grads = [x.clone() for x in masters]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+
+    def restore() -> None:
+        for g, master in zip(grads, masters, strict=True):
+            g.copy_(master)
+
+    def optimizer(module: Callable[[], ModuleType]) -> Candidate:
+        make = module().TopQGradientOptimizer
+        tx = make(params, q=q, param_ndim=param_ndim, lr=0.0)
+        return Candidate(tx._apply_pre_step_transform_, restore)
+
+    def topk() -> None:
+        for g in grads:
+            rows = g.view(1, -1) if param_ndim is None else g.flatten(1)
+            k = round((1 - q) * rows.shape[1])
+            kept = rows.abs().topk(k, dim=1, sorted=False).indices
+            rows.copy_(torch.zeros_like(rows).scatter_(1, kept, rows.gather(1, kept)))
+
+    builders = {
+        FLOOR: lambda: floor(grads, restore),
+        OURS: lambda: optimizer(lambda: rc.optim),
+        RAI: lambda: optimizer(_peer),
+        TOPK: lambda: Candidate(topk, restore),
+    }
+    return {name: builders[name] for name in (FLOOR, OURS, peer) if name}
+
+
+def top_q_is_exact(shapes: Sequence[Shape], *, q: float, data: Callable[[Tensor], Tensor]) -> bool:
+    """Whether the result is, to the bit, what a stable sort keeps; one row a tensor."""
+    for x in normal(shapes):
+        rows = data(x)
+        kept = rows.abs().sort(dim=1, descending=True, stable=True).indices
+        kept = kept[:, : round((1 - q) * rows.shape[1])]
+        expected = torch.zeros_like(rows).scatter_(1, kept, rows.gather(1, kept))
+        found = rc.top_q(q).update(rows.clone(), (), inplace=True)[0]
+        if not torch.equal(found.view(torch.int32), expected.view(torch.int32)):
+            return False
+    return True
+
+
+# ------------------------------------------------------------------ the optimizer
+
+
+def optimizer_builders(shapes: Sequence[Shape], *, momentum: float = 0.9) -> Builders:
+    """Clamp, scale, bias, SGD: the same tensors for all, the momentum each one's own.
+
+    Gradients need not be restored: transformed again and again they stay ordinary numbers.
+    """
+    params = [p.requires_grad_() for p in normal(shapes)]
+    for p, g in zip(params, normal(shapes, seed=1), strict=True):
+        p.grad = g
+    return step_builders(params, momentum=momentum)
+
+
+def step_builders(params: list[Tensor], *, momentum: float) -> Builders:
+    """The same on parameters that have gradients."""
+    grads = [p.grad for p in params if p.grad is not None]
+    settings: dict[str, Any] = {"lr": 1e-4, "momentum": momentum}
+
+    def chained(module: Callable[[], ModuleType], **options: Any) -> Candidate:
+        lib = module()
+        clamped = partial(lib.ClampedGradientOptimizer, clamp_min=-1.0, clamp_max=1.0)
+        optimizer = lib.ChainedParamTransformingOptimizer(
+            clamped, params=params, grad_scale=SCALE, grad_bias=BIAS, **settings, **options
+        )
+        return Candidate(optimizer.step)
+
+    def compiled() -> Candidate:
+        if "compile" not in signature(rc.optim.ChainedParamTransformingOptimizer).parameters:
+            raise NotAvailableError("compile=True")
+        return tried(chained(lambda: rc.optim, compile=True))
+
+    def sgd(**options: Any) -> Candidate:
+        return Candidate(SGD(params, **settings, **options).step)
+
+    return {
+        FLOOR: lambda: floor(grads),
+        SGD_PLAIN: sgd,
+        SGD_FUSED: lambda: sgd(fused=True),
+        OURS: lambda: chained(lambda: rc.optim),
+        FUSED: lambda: chained(lambda: rc.optim, fused=True),
+        COMPILED: compiled,
+        RAI: lambda: chained(_peer),
+        RAI_FUSED: lambda: chained(_peer, fused=True),
+        TORCHOPT: lambda: torchopt_step(params, grads, settings),
+    }
+
+
+def torchopt_links() -> tuple[Any, ...]:
+    """Clamp, scale and bias as TorchOpt writes its own links: it has no clamp and no bias."""
+    import torchopt
+    from torchopt.base import GradientTransformation
+    from torchopt.pytree import tree_map, tree_map_
+
+    def link(function: Callable[[Tensor], Tensor], in_place: Callable[[Tensor], Tensor]) -> Any:
+        def update(
+            updates: Any, state: Any, *, params: Any = None, inplace: bool = True
+        ) -> tuple[Any, Any]:
+            updates = tree_map_(in_place, updates) if inplace else tree_map(function, updates)
+            return updates, state
+
+        return GradientTransformation(lambda params: (), update)
+
+    return (
+        link(lambda g: g.clamp(-1.0, 1.0), lambda g: g.clamp_(-1.0, 1.0)),
+        torchopt.transform.scale(SCALE),
+        link(lambda g: g.add(BIAS), lambda g: g.add_(BIAS)),
+    )
+
+
+def torchopt_step(params: list[Tensor], grads: list[Tensor], settings: dict[str, Any]) -> Candidate:
+    """A step of TorchOpt in place, its default and its fastest way."""
+    import torchopt
+
+    tx = torchopt.chain(*torchopt_links(), torchopt.sgd(**settings))
+    with torch.no_grad():
+        state = tx.init(tuple(params))
+
+    @torch.no_grad()
+    def run() -> None:
+        nonlocal state
+        updates, state = tx.update(tuple(grads), state, params=tuple(params), inplace=True)
+        torchopt.apply_updates(tuple(params), updates, inplace=True)
+
+    return Candidate(run)
+
+
+# ------------------------------------------------------------------ the pure home
+
+
+def pure_builders(shapes: Sequence[Shape]) -> Builders:
+    grads = normal(shapes)
+
+    def ours(compiled: bool = False) -> Candidate:
+        tx = rc.chain(rc.clamp(-1.0, 1.0), rc.scale(SCALE), rc.bias(BIAS))
+        if compiled:
+            if not hasattr(tx, "compile"):
+                raise NotAvailableError("tx.compile()")
+            tx = tx.compile()
+        state = tx.init(grads)
+        candidate = Candidate(lambda: tx.update(grads, state))
+        return tried(candidate) if compiled else candidate
+
+    def torchopt() -> Candidate:
+        import torchopt
+
+        tx = torchopt.chain(*torchopt_links())
+        state = tx.init(grads)
+        return Candidate(lambda: tx.update(grads, state, inplace=False))
+
+    return {
+        FLOOR: lambda: floor(grads),
+        FOREACH: lambda: Candidate(lambda: torch._foreach_mul(grads, 1.0)),
+        OURS: ours,
+        COMPILED: lambda: ours(compiled=True),
+        TORCHOPT: torchopt,
+    }
+
+
+def l1_ball_builders(shapes: Sequence[Shape], *, part: float) -> Builders:
+    """The projection of normal rows onto the L1 ball whose radius is a part of their norm."""
+    (rows,) = normal(shapes)
+    radius = part * float(rows.abs().sum(1).mean())
+
+    def by_sorting() -> Tensor:
+        size = rows.abs()
+        ordered = size.sort(dim=1, descending=True).values
+        rank = torch.arange(1, rows.shape[1] + 1)
+        thetas = (ordered.cumsum(1) - radius) / rank
+        count = (ordered > thetas).sum(1, keepdim=True)
+        theta = thetas.gather(1, count - 1).clamp(min=0.0)
+        return rows.sign() * (size - theta).clamp(min=0.0)
+
+    return {
+        FLOOR: lambda: floor([rows]),
+        OURS: lambda: Candidate(lambda: rc.project_l1_ball(rows, radius)),
+        SORT: lambda: Candidate(by_sorting),
+    }

@@ -1,0 +1,272 @@
+"""The benchmarks measure what they say. No time is asserted."""
+
+import json
+import sys
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks.__main__ import main, run
+from benchmarks.candidates import (
+    COMPILED,
+    FLOOR,
+    FUSED,
+    OURS,
+    RAI,
+    RAI_FUSED,
+    SGD_PLAIN,
+    SORT,
+    TORCHOPT,
+    l1_ball_builders,
+    step_builders,
+    top_q_builders,
+    tried,
+)
+from benchmarks.memory import measure_apart, measure_here
+from benchmarks.picture import draw
+from benchmarks.report import Figure, Result, machine, number, table, write_json
+from benchmarks.tensors import RESNET50, THOUSAND, elements, normal
+from benchmarks.timing import (
+    Candidate,
+    Effort,
+    NotAvailableError,
+    Samples,
+    Spread,
+    measure,
+    on_cpu,
+    ratio,
+    spread,
+)
+from benchmarks.works import Work, all_works
+
+pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+ONCE = Effort(seconds=0.0, least=2, most=2, sample=0.0)
+WORKS = all_works()
+
+
+class FakeClock:
+    """A clock that each call moves on by what it costs."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+        self.log: list[str] = []
+
+    def candidate(self, name: str, *costs: float, restores: bool = False) -> Candidate:
+        left = list(costs)
+
+        def call() -> None:
+            self.log.append(name)
+            self.now += left.pop(0) if len(left) > 1 else left[0]
+
+        restore = partial(self.log.append, f"restore {name}")
+        return Candidate(call, restore if restores else None)
+
+    def __call__(self, run: object, number: int) -> float:
+        assert callable(run)
+        start = self.now
+        for _ in range(number):
+            run()
+        return (self.now - start) / number
+
+
+# ------------------------------------------------------------------ timing
+
+
+def test_every_candidate_is_timed_once_in_every_round() -> None:
+    clock = FakeClock()
+    candidates = {name: clock.candidate(name, 1.0) for name in "abc"}
+    samples = measure(candidates, Effort(seconds=100.0, least=3, most=20), clock)
+    rounds = [clock.log[i : i + 3] for i in range(len(clock.log) - 60, len(clock.log), 3)]
+    assert all(sorted(one) == ["a", "b", "c"] for one in rounds)
+    assert len({tuple(one) for one in rounds}) > 2  # in more orders than one
+    assert samples == {name: [1.0] * 20 for name in "abc"}
+
+
+def test_the_first_calls_are_not_counted() -> None:
+    clock = FakeClock()
+    samples = measure({"a": clock.candidate("a", 9.0, 1.0)}, Effort(3.0, 2, 9), clock)
+    assert samples == {"a": [1.0] * 3}
+
+
+def test_a_slow_candidate_sits_out_some_rounds_evenly() -> None:
+    clock = FakeClock()
+    candidates = {"fast": clock.candidate("fast", 1.0), "slow": clock.candidate("slow", 4.0)}
+    samples = measure(candidates, Effort(seconds=8.0, least=1, most=99), clock)
+    assert samples["slow"] == [None, None, None, 4.0, None, None, None, 4.0]
+    assert samples["fast"] == [1.0] * 8
+    assert ratio(samples, "slow", "fast") == Spread(4.0, 4.0, 4.0, 2)
+
+
+def test_what_can_be_repeated_is_and_what_cannot_is_restored_each_time() -> None:
+    clock = FakeClock()
+    candidates = {
+        "short": clock.candidate("short", 0.1),
+        "restored": clock.candidate("restored", 0.1, restores=True),
+    }
+    measure(candidates, Effort(seconds=0.0, least=2, most=2, sample=0.5), clock)
+    assert clock.log.count("short") == 2 + 2 * 5
+    restored = [name for name in clock.log if name.endswith("restored")]
+    assert restored == ["restore restored", "restored"] * 4
+
+
+def test_medians_and_quartiles_are_of_the_ratios_round_by_round() -> None:
+    samples: Samples = {"a": [2.0, 40.0, 6.0, None, 5.0], "b": [1.0, 10.0, 2.0, 1.0, 1.0]}
+    assert ratio(samples, "a", "b") == Spread(2.75, 3.5, 4.25, 4)  # of 2, 4, 3 and 5
+    assert spread([7.0]) == Spread(7.0, 7.0, 7.0, 1)
+
+
+def test_the_clock_counts_calls() -> None:
+    calls: list[int] = []
+    assert on_cpu(lambda: calls.append(1), 4) > 0
+    assert len(calls) == 4
+
+
+# ------------------------------------------------------------------ works
+
+
+def test_resnet50_has_its_parameters() -> None:
+    assert len(RESNET50) == 161
+    assert elements(RESNET50) == 25_557_032
+    assert len(THOUSAND) == 1000
+
+
+def test_top_q_sees_the_same_gradient_each_time() -> None:
+    candidate = top_q_builders([(4, 50)], q=0.5)[OURS]()
+    (master,) = normal([(4, 50)])
+    seen: list[Tensor] = []
+    for _ in range(2):
+        assert candidate.prepare is not None
+        candidate.prepare()
+        grad = candidate.run.__self__.param_groups[0]["params"][0].grad  # type: ignore[attr-defined]
+        assert torch.equal(grad, master)
+        candidate.run()
+        seen.append(grad.clone())
+    assert torch.equal(*seen) and int((seen[0] != 0).sum()) == 100
+
+
+@pytest.mark.parametrize("name", [FUSED, RAI, RAI_FUSED, TORCHOPT])
+def test_all_steps_do_the_same_work(name: str) -> None:
+    after = []
+    for each in (OURS, name):
+        (param,), (grad,) = normal([(3, 5)]), normal([(3, 5)], seed=1)
+        param.grad = torch.empty_like(grad)
+        candidate = step_builders([param.requires_grad_()], momentum=0.9)[each]()
+        for _ in range(3):
+            param.grad.copy_(grad)
+            candidate.run()
+        after.append(param.detach())
+    assert torch.allclose(after[0], after[1], rtol=0, atol=1e-7)
+    assert not torch.equal(after[0], *normal([(3, 5)]))
+
+
+def test_both_projections_give_the_same_point() -> None:
+    builders = l1_ball_builders([(8, 100)], part=0.3)
+    ours, sorted_ = (builders[name]().run() for name in (OURS, SORT))
+    assert isinstance(ours, Tensor) and isinstance(sorted_, Tensor)
+    assert torch.allclose(ours, sorted_, atol=1e-5)
+    assert ours.abs().sum(1).mean() < normal([(8, 100)])[0].abs().sum(1).mean() / 2
+
+
+@pytest.mark.parametrize("work", WORKS, ids=lambda w: f"{w.name} {w.case}".strip())
+def test_every_row_runs(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+    result = run(work.shrunk(), ONCE, memory=False)
+    assert len(result.figures) == len(work.goals)
+    assert set(result.missing) <= {COMPILED}
+    for goal, figure in zip(work.goals, result.figures, strict=True):
+        assert (figure.value is None) == (goal.of in result.missing)
+    assert result.exact in (None, True)
+    assert table([result]).count("\n") == 1 + len(work.goals)
+
+
+def test_a_quick_run_leaves_slow_peers_out() -> None:
+    work = next(w for w in WORKS if w.full_only)
+    result = run(replace(work.shrunk(), full_only=frozenset({OURS})), ONCE, quick=True)
+    assert result.missing == {OURS: "only in a full run"}
+    assert "only in a full run" in table([result])
+
+
+def test_what_cannot_compile_is_not_available() -> None:
+    def fails() -> None:
+        raise RuntimeError("no compiler")
+
+    with pytest.raises(NotAvailableError, match="RuntimeError"):
+        tried(Candidate(fails))
+
+
+# ------------------------------------------------------------------ memory
+
+
+def test_memory_is_measured_apart() -> None:
+    work = next(w for w in WORKS if w.shapes == THOUSAND)
+    peak = measure_apart(work, SGD_PLAIN)
+    assert peak.growth > 300_000  # its momentum
+    assert measure_here(work.shrunk(), SGD_PLAIN).fresh >= 0
+
+
+# ------------------------------------------------------------------ the report
+
+
+def test_reached_compares_the_median_with_the_bound() -> None:
+    value = Spread(1.0, 2.0, 3.0, 5)
+    assert Figure("F", value, 2.0).reached is True
+    assert Figure("F", value, 1.9).reached is False
+    assert Figure("R", value, 2.1, at_least=True).reached is False
+    assert Figure("R", value, 2.0, at_least=True).reached is True
+    assert Figure("R", None, 2.0).reached is None
+    assert Figure("F", value).reached is None
+
+
+def test_the_table_puts_the_cases_of_a_row_side_by_side() -> None:
+    results = [
+        Result("w", "q = 0.1", figures=[Figure("F", Spread(4.0, 5.0, 6.0, 9), 8.0)], exact=True),
+        Result("w", "q = 0.5", figures=[Figure("F", Spread(9.0, 9.0, 9.0, 9), 8.0)], exact=True),
+    ]
+    expected = "| w; q = 0.1 / 0.5 | F | ≤ 8 | 5.00 / 9.00, exact | ±20% | not reached |"
+    assert table(results).splitlines()[-1] == expected
+    results[1].exact = False
+    assert table(results).endswith("| not reached: not exact for q = 0.5 |")
+    assert [number(x) for x in (1234.5, 12.345, 1.2345)] == ["1234", "12.3", "1.23"]
+
+
+def test_json_and_pictures_are_written(tmp_path: Path) -> None:
+    sample = Spread(1.0, 2.0, 3.0, 5)
+    names = {w.name: w for w in WORKS}.values()
+    results = [
+        Result(
+            w.name,
+            w.case,
+            seconds={OURS: sample},
+            floors={OURS: sample, FLOOR: sample},
+            megabytes={OURS: 1.0} if w.memory else {},
+            figures=[Figure("F", sample, 1.0), Figure("R", None, 1.0)],
+        )
+        for w in names
+    ]
+    about = {**machine(), "quick": True}
+    write_json(tmp_path / "results.json", about, results)
+    read = json.loads((tmp_path / "results.json").read_text())
+    assert {"machine", "processor", "date", "versions", "numpy_simd", "threads"} <= set(read)
+    assert [w["work"] for w in read["works"]] == [w.name for w in names]
+    assert [f["reached"] for f in read["works"][0]["figures"]] == [False, None]
+    paths = draw(results, about, tmp_path)
+    assert [p.name for p in paths] == ["results.png", "results_more.png"]
+    assert all(p.read_bytes().startswith(b"\x89PNG") for p in paths)
+
+
+def test_the_command_line(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("benchmarks.__main__.all_works", lambda: [w.shrunk() for w in WORKS])
+    monkeypatch.setattr("benchmarks.__main__.QUICK", ONCE)
+    threads = torch.get_num_threads()
+    main(["--quick", "--only", r"one of 10$", "--out", str(tmp_path / "out")])
+    torch.set_num_threads(threads)
+    assert "| clamp, scale, bias, SGD: one of 10 | × torch SGD | ≤ 1.6 |" in capsys.readouterr().out
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["results.json", "results.png"]

@@ -20,6 +20,7 @@ from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimize
 from ._chunks import apply_elementwise, overlaps
 from ._compiled_step import CompiledStep, Work
 from ._hyper import Flag, refuse_key
+from ._pieces import ELEMENTWISE, PIECE, step_in_pieces
 from ._plain import is_plain
 from ._rows import check_param_ndim
 from ._slots import (
@@ -391,8 +392,9 @@ class ParamTransformingOptimizer(Optimizer):
                 self._compiled_step()
                 return None
             if closure is None:
-                self._before_step()
-                unhooked(self.inner_opt)()
+                if not self._step_in_pieces():
+                    self._before_step()
+                    unhooked(self.inner_opt)()
                 self._stepped = True
             else:
                 loss = self.inner_opt.step(self._create_closure(closure))
@@ -400,6 +402,21 @@ class ParamTransformingOptimizer(Optimizer):
         finally:
             torch._C._set_grad_enabled(recording)
         return loss
+
+    def _step_in_pieces(self) -> bool:
+        """Transform and step while gradients are in cache, where that is possible and pays."""
+        plans, inner = self._ready_plans(), self.inner_opt
+        if type(inner) not in ELEMENTWISE or sum(plan.numel for plan in plans) <= PIECE:
+            return False
+        bare = unhooked(inner)
+        if not isinstance(bare, functools.partial) or not all(plan.may_cut for plan in plans):
+            return False
+        work = self._gradients()
+        if not all(is_plain([*group["params"], *leaves]) for group, _, leaves in work):
+            return False
+        calls = [(group, plan.calls or ()) for group, plan, _ in work]
+        step_in_pieces(inner, bare.func, calls)
+        return True
 
     def _compiled_step(self) -> None:
         work = self._gradients()

@@ -64,6 +64,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         grad_scale: multiplies the transformed gradient. Per group.
         grad_bias: added to the transformed gradient, after the scale. Per group.
         defaults: default values of param-group keys; they win over the arguments.
+        compile: make the whole step one compiled graph, see `ParamTransformingOptimizer`.
         **inner_opt_kwargs: arguments of `InnerOpt`.
 
     Raises:
@@ -142,6 +143,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         grad_scale: float = 1,
         grad_bias: float = 0,
         defaults: dict[str, Any] | None = None,
+        compile: bool = False,
         **inner_opt_kwargs: Any,
     ) -> None:
         self._parts, self._scheduled = transforming_optimizers, {}
@@ -162,6 +164,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
             grad_scale=grad_scale,
             grad_bias=grad_bias,
             defaults=defaults,
+            compile=compile,
             **inner_opt_kwargs,
         )
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ._tree import Leaves
 
-PIECE = 1 << 17  # elements that stay in cache; also what is gathered at once
+PIECE = 1 << 18  # elements that stay in cache; also what is gathered at once
 SMALL = 1 << 13  # tensors up to this size are gathered
 FEW = 4  # but not so few of them
 Call = Callable[..., Tensor]  # (input, out=destination) -> destination
@@ -61,11 +61,11 @@ def _one(calls: Sequence[Call], source: Tensor, target: Tensor) -> None:
     if source.numel() <= 2 * PIECE or len(calls) == 1 or not source.is_cpu:
         _through(calls, source, target)
         return
-    flat = _flat(source), _flat(target)
-    if flat[0] is None or flat[1] is None or source.stride() != target.stride():
+    views = flat(source), flat(target)
+    if views[0] is None or views[1] is None or source.stride() != target.stride():
         _through(calls, source, target)
         return
-    for a, b in zip(torch.split(flat[0], PIECE), torch.split(flat[1], PIECE), strict=True):
+    for a, b in zip(torch.split(views[0], PIECE), torch.split(views[1], PIECE), strict=True):
         _through(calls, a, b)
 
 
@@ -98,7 +98,7 @@ def _batches(sizes: list[int]) -> Iterator[slice]:
     yield slice(start, len(sizes))
 
 
-def _flat(tensor: Tensor) -> Tensor | None:
+def flat(tensor: Tensor) -> Tensor | None:
     """All elements in the order they lie in memory, as a view; None where there are gaps."""
     if tensor.is_contiguous():
         return tensor.view(-1)

@@ -226,6 +226,8 @@ class Plan:
     members: dict[Phase, Members] = field(default_factory=dict)
     started: set[Phase] = field(default_factory=set)  # the links' states are in the group
     calls: list[Call] | None = None  # the gradient links, where they are nothing but these
+    may_cut: bool = False  # these do not raise in the middle, and the tensors are on a CPU
+    numel: int = 0
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Plan, (self.schedules, self.tried)
@@ -235,6 +237,13 @@ class Plan:
         self.watched = {key: group.get(key, REQUIRED) for key in keys}
         self.members = {phase: Members.of(slots, phase, group) for phase in HOOKS}
         self.calls = self.members["gradient"].calls(group)
+        ours = all(
+            isinstance(link, FunctionLink)
+            and link.definition.function.__module__.startswith("rai_chain.")
+            for link in self.members["gradient"].links
+        )
+        self.may_cut = self.is_elementwise and ours and all(p.is_cpu for p in group["params"])
+        self.numel = sum(p.numel() for p in group["params"])
         self.spec = flatten([None] * len(group["params"]))[1]
         self.tried, self.started = True, set()
 

@@ -180,8 +180,14 @@ def common_phase(name: str, inners: Iterable[GradientTransformation]) -> Phase:
 
 
 def choose(condition: Tensor, new: Any, old: Any) -> Any:
-    """Leaf by leaf `new` where the condition holds, else `old`; the trees are alike."""
+    """Leaf by leaf `new` where the condition holds, else `old`.
+
+    A state that its first step completes, as that of `from_torch`, is chosen as a whole: the
+    condition is read then, which is possible as such a link is never traced.
+    """
     leaves, spec = flatten(new)
+    if spec != flatten(old)[1]:
+        return new if bool(condition) else old
     pairs: Any = zip(leaves, leaves_like(old, spec, "state", "the new state"), strict=True)
     chosen = [torch.where(condition, a, b) if isinstance(a, Tensor) else a for a, b in pairs]
     return unflatten(chosen, spec)

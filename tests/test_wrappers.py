@@ -59,6 +59,12 @@ SAMPLES = {
 every = pytest.mark.parametrize("name", sorted(SAMPLES))
 
 
+def test_every_exported_combinator_is_under_the_laws():
+    modules = ("rai_chain.wrappers", "rai_chain.record")
+    exported = {n for n in rc.__all__ if getattr(vars(rc)[n], "__module__", "") in modules}
+    assert exported - {"records", "sparsity", "global_norm"} == set(SAMPLES)
+
+
 def same(a, b):
     return all(
         x is y or torch.equal(torch.nan_to_num(x, 9e9), torch.nan_to_num(y, 9e9))
@@ -240,6 +246,26 @@ class TestMeanings:
         state = tx.init(p)
         new, _ = tx.step(p, torch.tensor([torch.nan, 1.0]), state)
         assert torch.equal(new, p)
+
+    @pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+    def test_wrapped_torch_optimizers_take_the_steps_that_they_are_given(self, kind):
+        options = {"lr": 0.1, **({"momentum": 0.9} if kind is torch.optim.SGD else {})}
+        inner = chain(rc.clamp(-1.0, 1.0), rc.from_torch(kind, **options))
+        nan = tree_map(lambda leaf: torch.full_like(leaf, torch.nan), draw(0))
+        tx, p = rc.apply_if_finite(inner, 9), draw(0)
+        state, alone, own = tx.init(p), p, inner.init(p)
+        for grads in (nan, draw(1), nan, draw(2)):
+            p, state = tx.step(p, grads, state)
+            if grads is not nan:
+                alone, own = inner.step(alone, grads, own)
+            assert same(p, alone)
+        tx, p = rc.accumulate(inner, 2), draw(0)
+        state, alone, own = tx.init(p), p, inner.init(p)
+        for step in range(4):
+            p, state = tx.step(p, draw(1), state)
+            if step % 2:
+                alone, own = inner.step(alone, draw(1), own)
+            assert same(p, alone)
 
     def test_conditionally_keeps_the_state_elsewhere(self):
         tx = rc.conditionally(total(), even_steps)

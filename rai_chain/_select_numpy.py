@@ -38,6 +38,7 @@ class _Scratch(threading.local):
     def get(self, name: str, shape: tuple[int, ...], dtype: Any) -> _Array:
         size = math.prod(shape) * np.dtype(dtype).itemsize
         if name not in self.buffers or self.buffers[name].size < size:
+            self.buffers.pop(name, None)  # before the larger one is there
             self.buffers[name] = np.empty(size, np.uint8)
         array: _Array = self.buffers[name][:size].view(dtype).reshape(shape)
         return array
@@ -150,22 +151,20 @@ def _nth(magnitudes: _Array, drop: int) -> tuple[int, int]:
     runs.sort(axis=1)
     columns = _middle(block, drop / size, 3)
     near = np.sort(runs[:, columns], axis=None)
-    less = _scratch.get("less", magnitudes.shape, bool)
-    inside = _scratch.get("inside", magnitudes.shape, bool)
 
     # Pivot: its exact rank, and that of the element after its equals where it seems to have some.
     position = int((drop / size * block - columns.start) * len(runs))
     position = min(max(position, 1), near.size - 2)
     pivot = int(near[position])
     first, last = near.searchsorted(pivot), near.searchsorted(pivot, "right")
-    below = int(np.count_nonzero(np.less(magnitudes, pivot, out=less)))
+    below = _count(np.less, magnitudes, pivot)
     floor, ceiling, position = 0, _largest(near.dtype), int(first)
     if drop < below:
         ceiling = pivot - 1
     elif last - first == 1:
         floor = pivot
     else:
-        equal = int(np.count_nonzero(np.equal(magnitudes, pivot, out=inside)))
+        equal = _count(np.equal, magnitudes, pivot)
         if drop < below + equal:
             return pivot, below
         floor, below, position = pivot + 1, below + equal, int(last)
@@ -179,27 +178,56 @@ def _nth(magnitudes: _Array, drop: int) -> tuple[int, int]:
         high = min(ceiling, int(near[max(right, 0)]) if right < near.size else ceiling)
         if low > high:
             low, high = floor, ceiling
-        below = int(np.count_nonzero(np.less(magnitudes, low, out=less)))
-        up_to = int(np.count_nonzero(np.less_equal(magnitudes, high, out=inside)))
+        below, found = _between(magnitudes, low, high)
+        up_to = below + (
+            _count(np.less_equal, magnitudes, high) - below if found is None else found.size
+        )
         if drop < below:
             ceiling = low - 1
         elif drop >= up_to:
             floor = high + 1
-        elif up_to - below <= size >> 3:
-            np.logical_xor(less, inside, out=inside)
-            found = magnitudes.take(np.flatnonzero(inside))
+        elif found is not None:
             threshold, smaller = _nth_by_partition(found, drop - below)
             return threshold, below + smaller
         else:  # one value fills the bracket: look at its ends
-            equal = int(np.count_nonzero(np.equal(magnitudes, low, out=less)))
+            equal = _count(np.equal, magnitudes, low)
             if drop < below + equal:
                 return low, below
-            equal = int(np.count_nonzero(np.equal(magnitudes, high, out=less)))
+            equal = _count(np.equal, magnitudes, high)
             if drop >= up_to - equal:
                 return high, up_to - equal
             floor, ceiling = low + 1, high - 1
         margin *= 4
     return _nth_by_partition(magnitudes, drop)
+
+
+def _pieces(row: _Array) -> Iterator[_Array]:
+    """A row in pieces that stay in cache, so that what is made of them is small too."""
+    for start in range(0, row.size, _CHUNK):
+        yield row[start : start + _CHUNK]
+
+
+def _count(test: Any, row: _Array, bound: int) -> int:
+    """How many elements of a row pass a comparison with a bound."""
+    passed = _scratch.get("passed", (_CHUNK,), bool)
+    return sum(
+        int(np.count_nonzero(test(piece, bound, out=passed[: piece.size])))
+        for piece in _pieces(row)
+    )
+
+
+def _between(row: _Array, low: int, high: int) -> tuple[int, _Array | None]:
+    """How many elements are below `low`, and those in [low, high]; None for too many of them."""
+    passed, most = _scratch.get("passed", (2, _CHUNK), bool), row.size >> 3
+    below, found, total = 0, [], 0
+    for piece in _pieces(row):
+        less = np.less(piece, low, out=passed[0, : piece.size])
+        inside = np.less_equal(piece, high, out=passed[1, : piece.size])
+        below += int(np.count_nonzero(less))
+        if total <= most:
+            found.append(piece.take(np.flatnonzero(np.logical_xor(less, inside, out=inside))))
+            total += found[-1].size
+    return below, np.concatenate(found) if total <= most else None
 
 
 def _nth_by_partition(magnitudes: _Array, drop: int) -> tuple[int, int]:

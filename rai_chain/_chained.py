@@ -23,6 +23,7 @@ from ._slots import (
 from .base import Link
 from .combine import as_links, check_order, link_names
 from .link import UNSET, FunctionLink
+from .optimizers import add_updates, descend_and_decay, scale_by_learning_rate
 from .torch_optim import FromTorch
 from .transforms import scale_bias
 
@@ -157,6 +158,15 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
                     )
                 InnerOpt, self._scheduled = _inner_of(link, name)  # noqa: N806
                 defaults = {**self._scheduled, **(defaults or {})}
+        if InnerOpt is SGD and any(map(descends, _links_of(transforming_optimizers)[0])):
+            if not inner_opt_kwargs:
+                InnerOpt = partial(add_updates().as_optimizer(), keys={})  # noqa: N806
+            elif not inner_opt_kwargs.get("maximize"):
+                raise ValueError(
+                    "`maximize` must be True in an `InnerOpt` behind links that make updates to "
+                    f"add; without `InnerOpt` and its arguments they are added  Got: "
+                    f"{', '.join(inner_opt_kwargs)}"
+                )
         super().__init__(
             params,
             InnerOpt,
@@ -254,6 +264,13 @@ def _links_of(parts: Sequence[Any]) -> tuple[tuple[Link, ...], tuple[str, ...]]:
     names = link_names(links, given)
     check_order(links, names)
     return links, names
+
+
+def descends(link: Link) -> bool:
+    """Whether what a link returns is an update to add, as a native optimizer's is."""
+    inside = [k for inner in getattr(link, "inners", {}).values() for k in inner.links]
+    makers = (scale_by_learning_rate, descend_and_decay)
+    return getattr(link, "factory", None) in makers or any(map(descends, inside))
 
 
 def _inner_of(step: Link, name: str) -> tuple[Any, Group]:

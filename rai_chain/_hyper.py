@@ -31,6 +31,7 @@ class Range:
     static: bool = False
     optional: bool = False
     open_high: bool = False
+    whole: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value of another type or outside the interval; tensors are never read."""
@@ -47,6 +48,8 @@ class Range:
         elif isinstance(value, Real):
             number: Any = value
             above = number < self.high if self.open_high else number <= self.high
+            if self.whole and self.low <= number and number != int(number):
+                raise ValueError(f"`{name}` must be a whole number  Got: {value}")
             if not (self.low <= number and above):
                 raise ValueError(f"`{name}` must satisfy {self.rule(name)}  Got: {value}")
         elif not callable(value) or self.static:

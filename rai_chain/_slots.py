@@ -408,9 +408,16 @@ def _alike(saved: State, fresh: State) -> bool:
     """Whether two states are of one link; counters may be idle in one of them."""
     if isinstance(saved, dict) and isinstance(fresh or {}, dict):
         fresh = {**{k: v for k, v in saved.items() if k in ("step", "seed")}, **(fresh or {})}
-    old, own = flatten(saved), flatten(fresh)
+    old, own = flatten(_sorted(saved)), flatten(_sorted(fresh))
     shapes = [[getattr(t, "shape", None) for t in leaves] for leaves in (old[0], own[0])]
     return old[1] == own[1] and shapes[0] == shapes[1]
+
+
+def _sorted(state: State) -> State:
+    """A state with the keys of its dicts in order, in which trees compare."""
+    if isinstance(state, dict):
+        return {key: _sorted(state[key]) for key in sorted(state)}
+    return type(state)(map(_sorted, state)) if isinstance(state, (tuple, list)) else state
 
 
 def moved(states: Group, device: torch.device) -> Group:

@@ -209,7 +209,12 @@ class FunctionLink(Link):
         if "step" in d.given:
             values = {**values, "step": state["step"]}
         function = functools.partial(d.function, **values)
-        return function if "out" in d.given else lambda x, out: function(x)
+        return function if "out" in d.given else functools.partial(self._without_out, function)
+
+    def _without_out(self, function: Callable[..., Any], x: Tensor, out: Tensor) -> Any:
+        result = function(x)
+        self._check_result(result, x)
+        return result
 
     def stateless_call(self, values: dict[str, Any]) -> Call | None:
         return None if self._counters(values) else self.elementwise_call((), values)
@@ -269,11 +274,12 @@ class FunctionLink(Link):
         else:
             result = self.definition.function(view, **extra)
         if columns:
-            result, new = result
+            result, new = self._with_state(result)
             for key, (old, column) in columns.items():  # a hyperparameter's dtype must not spread
                 column[i] = new[key].to(old[i].dtype)
             if any(result is kept for kept in new.values()):
                 result = result.clone()  # whoever writes into the updates must not hit the state
+        self._check_result(result, view)
         kind = run.params[i] if self.phase == "step" and run.params else leaf
         shaped: Tensor = result.reshape(leaf.shape).to(kind.dtype)  # type: ignore[union-attr]
         if run.plain and shaped.stride() != leaf.stride() and not overlaps(leaf):
@@ -296,15 +302,42 @@ class FunctionLink(Link):
             values["key"] = fold(state["seed"], state["step"], 0)
         if "state" in d.given:
             own = {k: v for k, v in state.items() if k not in ("step", "seed")}
-            result, new = d.function(seen, **values, state=own)
+            result, new = self._with_state(d.function(seen, **values, state=own))
             new_state.update(new)
         else:
             result = d.function(seen, **values)
         out = list(leaves)
+        if not isinstance(result, (list, tuple)) or len(result) != len(seen):
+            raise ValueError(f"`{self.name}` must return {len(seen)} tensors  Got: {result!r}")
         for i, new_leaf in zip(places, result, strict=True):
             old = leaves[i]
+            self._check_result(new_leaf, old)
             out[i] = write_back(old, new_leaf) if old is not None and run.writable[i] else new_leaf
         return out
+
+    def _with_state(self, result: Any) -> tuple[Any, dict[str, Tensor]]:
+        """What a function with a state returned: its result and its new state."""
+        if not isinstance(result, tuple) or len(result) != 2 or not isinstance(result[1], dict):
+            raise TypeError(
+                f"`{self.name}` must return (result, new state), as it keeps a state  "
+                f"Got: {type(result).__name__}"
+            )
+        if result[1].keys() != self.definition.keys:
+            raise ValueError(
+                f"`{self.name}` must return a state with the keys {sorted(self.definition.keys)}  "
+                f"Got: {sorted(result[1])}"
+            )
+        return result
+
+    def _check_result(self, result: Any, given: Tensor | None) -> None:
+        """Refuse a result of another shape: it would broadcast without a word."""
+        if not isinstance(result, Tensor):
+            raise TypeError(f"`{self.name}` must return a tensor  Got: {type(result).__name__}")
+        if given is not None and result.shape != given.shape:
+            raise ValueError(
+                f"`{self.name}` must return the shape that it was given, {tuple(given.shape)}  "
+                f"Got: {tuple(result.shape)}"
+            )
 
     def _view(self, leaf: Tensor, run: Run) -> Tensor:
         return to_rows(leaf, self.rows_ndim(run)) if self.scope == "row" else leaf
@@ -403,6 +436,17 @@ def _factory(
     parameters = list(inspect.signature(function).parameters.values())[1:]
     given = frozenset(p.name for p in parameters if p.kind is p.KEYWORD_ONLY) & _GIVEN
     own = tuple(p for p in parameters if p.name not in given)
+    misplaced = [p.name for p in own if p.name in _GIVEN]
+    if misplaced:
+        raise TypeError(
+            f"`{misplaced[0]}` must be a keyword-only parameter of `{function.__name__}`, behind a "
+            f"`*`  Got: {inspect.signature(function)}"
+        )
+    if (start is None) != ("state" not in given):
+        raise TypeError(
+            f"`state` must be both an option of the decorator and a keyword-only parameter of "
+            f"`{function.__name__}`  Got: {inspect.signature(function)}"
+        )
     tiny = torch.zeros(1, 1)
     keys = frozenset(() if start is None else start([tiny] if scope == "tree" else tiny))
     rules = rules_of(function, own)

@@ -3,8 +3,8 @@
 Each is a pure function of tensors through and through, so it goes under `torch.func.vmap`, can be
 differentiated in every hyperparameter, and compiles to one graph. Hyperparameters have torch's
 names and defaults and count steps per leaf as torch does; links have optax's names. What a chain
-returns is what `apply_updates` adds: it points downhill. In the stateful home the inner optimizer
-that adds is ``SGD(lr=1.0, maximize=True)``.
+returns is what `apply_updates` adds: it points downhill. In the stateful home it is added too,
+where no inner optimizer is given.
 """
 
 from typing import Any

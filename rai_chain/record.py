@@ -61,7 +61,9 @@ def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Link:
 
     Source: this library.
     """
-    Range(1, static=True).check("capacity", capacity)
+    Range(1, static=True, whole=True).check("capacity", capacity)
+    if name in ("inner", "step"):
+        raise ValueError(f"`name` must not be 'inner' or 'step'  Got: {name!r}")
     made: Link = Record({}, name=name, fn=fn, capacity=capacity)
     return made
 

@@ -35,7 +35,7 @@ def draw_q(q: Any, dq: Any, u: Tensor) -> Any:
 def kept(q: Any, size: int) -> Any:
     """How many of `size` elements remain: round((1 - q) * size), in float64, half to even."""
     if isinstance(q, Tensor):
-        k = torch.round((1.0 - q.double()) * size).long()
+        k = torch.round((1.0 - q.double()) * size).long().clamp(0, size)
         return k.reshape(-1) if q.ndim else k
     return round((1.0 - float(q)) * size)
 

@@ -243,7 +243,7 @@ class Accumulate(Wrapper):
     """See `accumulate`."""
 
     label = "accumulate"
-    own: ClassVar = {"every_k": Range(1.0)}
+    own: ClassVar = {"every_k": Range(1.0, whole=True)}
     keeps = ("sum",)
 
     def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
@@ -350,7 +350,7 @@ class Lookahead(Wrapper):
     """See `lookahead`."""
 
     label = "lookahead"
-    own: ClassVar = {"sync_period": Range(1.0), "slow_step_size": Range(0.0, 1.0)}
+    own: ClassVar = {"sync_period": Range(1.0, whole=True), "slow_step_size": Range(0.0, 1.0)}
     keeps = ("slow",)
 
     def __new__(cls, inners: Inner, **options: Any) -> Any:

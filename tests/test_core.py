@@ -387,3 +387,52 @@ def test_a_whole_pipeline_compiles(backend):
     torch.compiler.reset()
     compiled, _ = torch.compile(tx.step, fullgraph=True, backend=backend)(p, g, tx.init(p))
     torch.testing.assert_close(compiled, tx.step(p, g, tx.init(p))[0], rtol=1e-6, atol=1e-7)
+
+
+class TestMistakesInALinkOfOnesOwn:
+    def test_a_result_of_another_shape_or_type(self):
+        g = torch.ones(3, 4)
+        for decorate, function in (
+            (rc.elementwise, lambda grad: grad[:1]),
+            (rc.rowwise, lambda rows: rows.T),
+            (rc.treewise, lambda leaves: [leaves[0][:1]]),
+            (rc.treewise, lambda leaves: leaves[:0]),
+        ):
+            with pytest.raises(ValueError, match="`<lambda>` must return"):
+                decorate(function)().update(g, ())
+            with pytest.raises(ValueError, match="`<lambda>` must return"):
+                decorate(function)().update(g.clone().requires_grad_(), ())
+        with pytest.raises(TypeError, match="must return a tensor  Got: NoneType"):
+            rc.elementwise(lambda grad: None)().update(g, ())
+
+    def test_a_state_that_is_not_returned_or_has_other_keys(self):
+        start = lambda leaf: {"m": torch.zeros_like(leaf)}  # noqa: E731
+        g = torch.ones(3, 4)
+
+        @rc.elementwise(state=start)
+        def forgets(grad, *, state):
+            return grad
+
+        @rc.rowwise(state=start)
+        def renames(rows, *, state):
+            return rows, {"n": rows}
+
+        with pytest.raises(TypeError, match=r"`forgets` must return \(result, new state\)"):
+            forgets().update(g, forgets().init(g))
+        with pytest.raises(
+            ValueError, match=r"`renames` must return a state with the keys \['m'\]"
+        ):
+            renames().update(g, renames().init(g))
+
+    def test_names_that_are_given_stand_behind_a_star(self):
+        with pytest.raises(TypeError, match="`state` must be a keyword-only parameter of `f`"):
+
+            @rc.rowwise
+            def f(rows, state, decay=0.9):
+                return rows
+
+        with pytest.raises(TypeError, match="`state` must be both"):
+
+            @rc.rowwise(state=lambda rows: {})
+            def h(rows):
+                return rows

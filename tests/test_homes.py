@@ -102,6 +102,43 @@ def test_torchopt_gives_the_same_bits(name):
             assert torch.equal(a, b)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: rc.sgd(0.1, momentum=0.9),
+        lambda: rc.adam(0.1),
+        lambda: rc.chain(rc.top_q(0.5), rc.adamw(rc.linear_schedule(0.1, 0.0, 5))),
+        lambda: rc.apply_if_finite(rc.adam(0.1), 3),
+        lambda: rc.accumulate(rc.lion(0.01), 2),
+    ],
+)
+def test_native_optimizers_in_the_optimizer(make):
+    tx, pure = make(), tensors(0)
+    state = tx.init(pure)
+    params = [v.clone().requires_grad_() for v in pure.values()]
+    optimizer = ChainedParamTransformingOptimizer(tx, params=params)
+    for step in range(5):
+        grads = tensors(step + 1)
+        pure, state = tx.step(pure, grads, state)
+        for p, g in zip(params, grads.values(), strict=True):
+            p.grad = g.clone()
+        optimizer.step()
+        assert all(torch.equal(a, b) for a, b in zip(pure.values(), params, strict=True))
+    with pytest.raises(ValueError, match="`maximize` must be True"):
+        ChainedParamTransformingOptimizer(tx, params=params, lr=0.1)
+
+
+def test_a_scheduler_of_torch_turns_the_learning_rate_of_a_native_optimizer():
+    x = torch.ones(2, requires_grad=True)
+    optimizer = ChainedParamTransformingOptimizer(rc.sgd(1.0), params=[x])
+    scheduler = optim.lr_scheduler.StepLR(optimizer, 1, gamma=0.5)
+    for expected in (0.0, -0.5, -0.75):
+        x.grad = torch.ones(2)
+        optimizer.step()
+        scheduler.step()
+        assert torch.equal(x, torch.full((2,), expected))
+
+
 def test_frank_wolfe_in_both_homes():
     from rai_chain.optim import FrankWolfe, StepOptimizer
 

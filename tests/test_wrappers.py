@@ -174,12 +174,13 @@ class TestLaws:
             }[name]
         pure = draw(0)
         params = [v.clone().requires_grad_() for v in pure.values()]
-        if tx.phase == "step":
-            whole = tx
-            optimizer = ChainedParamTransformingOptimizer(tx, params=params)
-        else:
-            whole = chain(tx, rc.from_torch(torch.optim.SGD, lr=0.1, momentum=0.9))
-            optimizer = ChainedParamTransformingOptimizer(tx, params=params, lr=0.1, momentum=0.9)
+        own = {} if tx.phase == "step" else {"lr": 0.1, "momentum": 0.9}
+        whole = tx if tx.phase == "step" else chain(tx, rc.from_torch(torch.optim.SGD, **own))
+
+        def home(params):
+            return ChainedParamTransformingOptimizer(tx, params=params, **own)
+
+        optimizer = home(params)
         state = whole.init(pure)
         for seed in range(1, 6):
             pure, state = whole.step(pure, draw(seed), state)
@@ -187,6 +188,12 @@ class TestLaws:
                 p.grad = g
             optimizer.step()
             assert all(torch.equal(a, b) for a, b in zip(pure.values(), params, strict=True))
+            file = io.BytesIO()
+            torch.save(optimizer.state_dict(), file)
+            file.seek(0)
+            if seed == 3:  # a checkpoint in the middle
+                optimizer = home(params)
+                optimizer.load_state_dict(torch.load(file, weights_only=True))
 
 
 class TestMeanings:
@@ -291,6 +298,8 @@ class TestMeanings:
             rc.accumulate(total(), 2, "max")
         with pytest.raises(ValueError, match=r"`every_k` must satisfy 1\.0 <= every_k"):
             rc.accumulate(total(), 0)
+        with pytest.raises(ValueError, match=r"`every_k` must be a whole number  Got: 1.5"):
+            rc.accumulate(total(), 1.5)
 
     def test_error_feedback_loses_nothing(self):
         tx = rc.error_feedback(rc.top_q(0.75, param_ndim=None))
@@ -336,6 +345,8 @@ class TestMeanings:
         assert rc.records(early)["before"].shape == (1,)
         with pytest.raises(ValueError, match="`capacity`"):
             rc.record("x", rc.sparsity, capacity=0)
+        with pytest.raises(ValueError, match="`name` must not be 'inner' or 'step'"):
+            rc.record("step", rc.sparsity)
 
     def test_schedules_and_overrides_reach_inside(self):
         tx = chain(rc.masked(rc.scale(lambda step: 1.0 + step), only_matrices), rc.bias(0.0))

@@ -114,6 +114,9 @@ def top_q_is_exact(shapes: Sequence[Shape], *, q: float, data: Callable[[Tensor]
 # ------------------------------------------------------------------ the optimizer
 
 
+FEW_ENOUGH_TO_COMPILE = 500  # tensors
+
+
 def optimizer_builders(shapes: Sequence[Shape], *, momentum: float = 0.9) -> Builders:
     """Clamp, scale, bias, SGD: the same tensors for all, the momentum each one's own.
 
@@ -141,7 +144,10 @@ def step_builders(params: list[Tensor], *, momentum: float) -> Builders:
     def compiled() -> Candidate:
         if "compile" not in signature(rc.optim.ChainedParamTransformingOptimizer).parameters:
             raise NotAvailableError("compile=True")
-        return tried(chained(lambda: rc.optim, compile=True))
+        if len(params) > FEW_ENOUGH_TO_COMPILE:
+            raise NotAvailableError("takes many minutes to compile")
+        candidate = tried(chained(lambda: rc.optim, compile=True))  # the first step is eager
+        return tried(candidate)
 
     def sgd(**options: Any) -> Candidate:
         return Candidate(SGD(params, **settings, **options).step)

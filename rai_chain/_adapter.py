@@ -405,10 +405,10 @@ class ParamTransformingOptimizer(Optimizer):
 
     def _step_in_pieces(self) -> bool:
         """Transform and step while gradients are in cache, where that is possible and pays."""
-        plans, inner = self._ready_plans(), self.inner_opt
-        if type(inner) not in ELEMENTWISE or sum(plan.numel for plan in plans) <= PIECE:
+        inner = self.inner_opt
+        if type(inner) not in ELEMENTWISE or sum(plan.numel for plan in self._plans) <= PIECE:
             return False
-        bare = unhooked(inner)
+        bare, plans = unhooked(inner), self._ready_plans()
         if not isinstance(bare, functools.partial) or not all(plan.may_cut for plan in plans):
             return False
         work = self._gradients()

@@ -18,7 +18,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
 from ._chunks import apply_elementwise, overlaps
-from ._compiled_step import CompiledStep, Work
+from ._compiled_step import CompiledStep, Work, refuse_state
 from ._hyper import Flag, refuse_key
 from ._pieces import ELEMENTWISE, PIECE, step_in_pieces
 from ._plain import is_plain
@@ -147,7 +147,9 @@ class ParamTransformingOptimizer(Optimizer):
         self.__setstate__(self.inner_opt.__getstate__())
         self._slots = self._lay_out(self._members(params))
         if not isinstance(self.inner_opt, Aside):
-            self._ready_plans()
+            plans = self._ready_plans()
+            if self._compile:
+                refuse_state(self.inner_opt, zip(self.param_groups, plans, strict=True))
             self._save_generators()
 
     # ------------------------------------------------------------------ what is in the chain

@@ -1,7 +1,7 @@
 """The whole step of an optimizer as one compiled graph: transform, inner step, project."""
 
 import inspect
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from typing import Any
 
 import torch
@@ -25,7 +25,7 @@ class CompiledStep:
     """
 
     def __init__(self, inner: Optimizer, work: Work, keys: Collection[str]) -> None:
-        refuse_state(inner, work)
+        refuse_state(inner, [(group, plan) for group, plan, _ in work])
         self.inner = inner
         self.groups: list[Group] = [
             {key: value for key, value in group.items() if key not in keys} for group, _, _ in work
@@ -80,11 +80,11 @@ def _tensors(members: Any) -> list[Group]:
     ]
 
 
-def refuse_state(inner: Optimizer, work: Work) -> None:
+def refuse_state(inner: Optimizer, planned: Iterable[tuple[Group, Plan]]) -> None:
     """Refuse what cannot go into one graph."""
     if not type(inner).__module__.startswith("torch.optim."):
         raise ValueError(f"`compile` must be False for an `InnerOpt` not of torch  Got: {inner!r}")
-    for group, plan, _ in work:
+    for group, plan in planned:
         for members in plan.members.values():
             for slot, link, values in zip(
                 members.slots, members.links, members.values, strict=True

@@ -201,7 +201,31 @@ class FrankWolfe(StepOptimizer):
         return {**self._link.values, "lr": group["lr"], "grad_scale": scale}
 
 
-class L1FrankWolfe(ParamTransformingOptimizer):
+class _FrankWolfeMethod(ParamTransformingOptimizer):
+    """What the methods over one ball share: a direction of ascent, and `FrankWolfe` inside."""
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        epsilon: float,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        param_ndim: int | None = -1,
+        div_by_zero_eps: float = TINY,
+    ) -> None:
+        super().__init__(
+            params,
+            FrankWolfe,
+            lmo_scaling_factor=epsilon,
+            lr=lr,
+            use_default_lr_schedule=use_default_lr_schedule,
+            param_ndim=param_ndim,
+            div_by_zero_eps=div_by_zero_eps,
+        )
+
+
+class L1FrankWolfe(_FrankWolfeMethod):
     """Minimise over the L1 ball by Frank-Wolfe steps.
 
     Args:
@@ -226,31 +250,11 @@ class L1FrankWolfe(ParamTransformingOptimizer):
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        *,
-        epsilon: float,
-        lr: float = 2.0,
-        use_default_lr_schedule: bool = True,
-        param_ndim: int | None = -1,
-        div_by_zero_eps: float = TINY,
-    ) -> None:
-        super().__init__(
-            params,
-            FrankWolfe,
-            lmo_scaling_factor=epsilon,
-            lr=lr,
-            use_default_lr_schedule=use_default_lr_schedule,
-            param_ndim=param_ndim,
-            div_by_zero_eps=div_by_zero_eps,
-        )
-
     def _links(self) -> list[Slot]:
         return [slot_of(one_hot_sign)]
 
 
-class L2FrankWolfe(L2NormedGradientOptim):
+class L2FrankWolfe(_FrankWolfeMethod, L2NormedGradientOptim):
     """Minimise over the L2 ball by Frank-Wolfe steps.
 
     Args:
@@ -275,28 +279,8 @@ class L2FrankWolfe(L2NormedGradientOptim):
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
     """
 
-    def __init__(
-        self,
-        params: Any,
-        *,
-        epsilon: float,
-        lr: float = 2.0,
-        use_default_lr_schedule: bool = True,
-        param_ndim: int | None = -1,
-        div_by_zero_eps: float = TINY,
-    ) -> None:
-        super().__init__(
-            params,
-            FrankWolfe,
-            lmo_scaling_factor=epsilon,
-            lr=lr,
-            use_default_lr_schedule=use_default_lr_schedule,
-            param_ndim=param_ndim,
-            div_by_zero_eps=div_by_zero_eps,
-        )
 
-
-class LinfFrankWolfe(SignedGradientOptim):
+class LinfFrankWolfe(_FrankWolfeMethod, SignedGradientOptim):
     """Minimise over the Linf ball by Frank-Wolfe steps.
 
     Args:
@@ -320,26 +304,6 @@ class LinfFrankWolfe(SignedGradientOptim):
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
     """
-
-    def __init__(
-        self,
-        params: Any,
-        *,
-        epsilon: float,
-        lr: float = 2.0,
-        use_default_lr_schedule: bool = True,
-        param_ndim: int | None = -1,
-        div_by_zero_eps: float = TINY,
-    ) -> None:
-        super().__init__(
-            params,
-            FrankWolfe,
-            lmo_scaling_factor=epsilon,
-            lr=lr,
-            use_default_lr_schedule=use_default_lr_schedule,
-            param_ndim=param_ndim,
-            div_by_zero_eps=div_by_zero_eps,
-        )
 
 
 class L1qFrankWolfe(L1qNormedGradientOptim):

@@ -77,6 +77,9 @@ def records(state: State) -> dict[str, Tensor]:
     Returns:
         name -> values, (steps,) float32, oldest first.
 
+    Raises:
+        ValueError: two records have one name.
+
     Example:
         >>> import torch
         >>> tx = record("sparsity", sparsity)
@@ -85,20 +88,17 @@ def records(state: State) -> dict[str, Tensor]:
 
     Source: this library.
     """
+    if isinstance(state, dict) and state.get("inner") == {} and "step" in state:
+        (name,) = set(state) - {"inner", "step"}
+        values, step = state[name], int(state["step"])
+        return {name: values[:step] if step <= len(values) else values.roll(-(step % len(values)))}
+    parts = state.values() if isinstance(state, dict) else state
     found: dict[str, Tensor] = {}
-    if isinstance(state, (tuple, list)):
-        for part in state:
-            found.update(records(part))
-    elif isinstance(state, dict):
-        if state.get("inner") == {} and "step" in state:
-            (name,) = set(state) - {"inner", "step"}
-            values, step = state[name], int(state["step"])
-            found[name] = (
-                values[:step] if step <= len(values) else values.roll(-(step % len(values)))
-            )
-        else:
-            for part in state.values():
-                found.update(records(part))
+    for part in parts if isinstance(state, (dict, tuple, list)) else ():
+        for name, values in records(part).items():
+            if name in found:
+                raise ValueError(f"`name` must be one record's only  Got: {name!r} twice")
+            found[name] = values
     return found
 
 

@@ -15,6 +15,7 @@ from ._tree import Leaves, Spec, flatten, leaf_names, leaves_like, unflatten
 from ._wrapper import Inner, Wrapper, both, choose, zeros
 from .base import GradientTransformation, Link, Run, State, Tree, add
 from .combine import chain
+from .link import show
 
 # ------------------------------------------------------------------ which leaves
 
@@ -72,7 +73,7 @@ class Partition(Wrapper):
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{k[:-1]!r}: {t!r}" for k, t in self.inners.items())
-        return f"partition({{{parts}}}, labels={self.options['labels']!r})"
+        return f"partition({{{parts}}}, labels={show(self.options['labels'])})"
 
     def labels(self, spec: Spec) -> list[Any]:
         given = self.options["labels"]

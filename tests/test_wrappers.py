@@ -25,7 +25,7 @@ def draw(seed, dtype=torch.float32):
 
 
 def only_matrices(tree):
-    return tree_map(lambda leaf: leaf.ndim > 1, tree)
+    return tree_map(lambda leaf: leaf is not None and leaf.ndim > 1, tree)
 
 
 def even_steps(updates, step):
@@ -53,7 +53,7 @@ SAMPLES = {
     "apply_if_finite": lambda: rc.apply_if_finite(chain(rc.scale(2.0), total()), 2),
     "conditionally": lambda: rc.conditionally(chain(rc.scale(2.0), total()), even_steps),
     "accumulate": lambda: rc.accumulate(total(), every_k=2),
-    "error_feedback": lambda: rc.error_feedback(rc.top_q(0.5)),
+    "error_feedback": lambda: rc.error_feedback(rc.top_q(0.5, param_ndim=None)),
     "lookahead": lambda: rc.lookahead(rc.scale(-0.1), sync_period=2),
     "record": lambda: rc.record("norm", rc.global_norm, capacity=4),
 }
@@ -357,6 +357,9 @@ class TestMeanings:
             rc.record("x", rc.sparsity, capacity=0)
         with pytest.raises(ValueError, match="`name` must not be 'inner' or 'step'"):
             rc.record("step", rc.sparsity)
+        twice = chain(rc.record("x", rc.sparsity), rc.record("x", rc.global_norm))
+        with pytest.raises(ValueError, match="must be one record's only  Got: 'x' twice"):
+            rc.records(twice.init(draw(0)))
 
     def test_schedules_and_overrides_reach_inside(self):
         tx = chain(rc.masked(rc.scale(lambda step: 1.0 + step), only_matrices), rc.bias(0.0))

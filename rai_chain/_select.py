@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from . import _select_numpy
+from ._bits import BITS, INF
 from ._plain import is_plain
-from ._select_numpy import BITS, INF
 
 
 def keep_largest(rows: Tensor, k: int | Tensor, *, out: Tensor | None = None) -> Tensor:

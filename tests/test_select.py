@@ -4,6 +4,7 @@ import math
 import threading
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 
 import rai_chain._select_numpy as select
+import rai_chain._select_row as row
 from rai_chain._select import keep_largest, keep_mask_reference
 
 BITS = {
@@ -25,7 +27,7 @@ BITS = {
 DTYPES = list(BITS)
 KINDS = [
     *("normal", "zeros50", "zeros90", "zeros99", "signed_zeros", "dominated", "sorted", "reversed"),
-    *("constant", "signs", "nan", "inf", "denormal", "integers", "payloads"),
+    *("constant", "signs", "nan", "inf", "denormal", "integers", "payloads", "close", "ladder"),
 ]
 SIZES = [1, 2, 7, 256, 257, 511, 512, 513, 784, 1025, 1536, 4608]
 LONG = select._LONG_ROW
@@ -47,8 +49,8 @@ def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Ite
     def plan(dtype: str) -> select._Plan:
         own = np.dtype(dtype)
         if request.param == "widened":
-            return select._Plan("blocks", max(own, np.dtype(np.int32)), False)
-        return select._Plan(request.param, own, request.param == "partition")
+            return select._Plan("blocks", max(own, np.dtype(np.int32)))
+        return select._Plan(request.param, own)
 
     monkeypatch.setattr(select, "_plan", plan)
     yield
@@ -81,6 +83,10 @@ def make(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -
         x = x * 1e-42
     elif kind == "integers":
         x = (x * 10).round()
+    elif kind == "close":  # one key for all
+        x = 1 + x.to(dtype) * 1e-4
+    elif kind == "ladder":  # every exponent
+        x = torch.ldexp(x.sign(), (chance * 250 - 125).int())
     x = x.to(dtype)
     if kind == "payloads":
         bits, inf = x.view(BITS[dtype]), torch.tensor(math.inf, dtype=dtype).view(BITS[dtype])
@@ -119,12 +125,34 @@ def test_equals_reference(kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("plan")
 def test_long_rows_equal_reference(kind: str) -> None:
     for number, size in enumerate((LONG, 40_009)):
         for k in (1, size // 100, size // 10, size // 2, size - 1):
             check(make(kind, (1, size), DTYPES[(k + number) % 4], k), k)
     check(make(kind, (2, LONG + 1), torch.float32), torch.tensor([3, LONG]))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("hidden", [0.0, 3.0, math.nan])
+def test_a_sample_that_misleads(hidden: float, dtype: torch.dtype) -> None:
+    x = make("normal", (1, 50_000), dtype)
+    positions = (row._fractions(1 << 12) * np.uint64(50_000)) >> np.uint64(31)
+    x[0, torch.from_numpy(positions.astype(np.int64))] = hidden
+    for k in (1, 3_000, 10_000, 44_000, 49_999):
+        check(x.clone(), k)
+
+
+def test_two_passes_over_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, within = [], row._within
+
+    def counted(*arguments: Any) -> Any:
+        passes.append(arguments[0].dtype)
+        return within(*arguments)
+
+    monkeypatch.setattr(row, "_within", counted)
+    for seed, q in enumerate((0.01, 0.1, 0.5, 0.9, 0.99)):
+        keep_largest(make("normal", (1, 300_000), torch.float32, seed), round((1 - q) * 300_000))
+    assert passes == [np.int16] * 10
 
 
 @given(

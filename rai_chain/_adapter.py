@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Generator, Tensor
+from torch._C._autograd import _profiler_enabled
 from torch.optim import SGD, Optimizer
 from torch.optim.optimizer import _global_optimizer_post_hooks, _global_optimizer_pre_hooks
 
@@ -51,6 +52,33 @@ from .base import Phase, check_leaves
 from .combine import link_names
 
 _ONE = flatten([None])[1]
+
+
+def quick(step: Callable[..., Any]) -> Callable[..., Any]:
+    """A step with torch's layer around it where a hook or a profiler listens, without elsewhere.
+
+    The layer costs as much as a step on a small parameter. Torch adds none where `hooked` is set.
+    """
+    layered = Optimizer.profile_hook_step(step)
+
+    @functools.wraps(step)
+    def either(self: Optimizer, *args: Any, **kwargs: Any) -> Any:
+        if has_hooks(self) or _profiler_enabled():
+            return layered(self, *args, **kwargs)
+        return step(self, *args, **kwargs)
+
+    either.hooked = True  # type: ignore[attr-defined]
+    return either
+
+
+def has_hooks(optimizer: Optimizer) -> bool:
+    """Whether a step of this optimizer calls something before or after it."""
+    return bool(
+        optimizer._optimizer_step_pre_hooks
+        or optimizer._optimizer_step_post_hooks
+        or _global_optimizer_pre_hooks
+        or _global_optimizer_post_hooks
+    )
 
 
 class ParamTransformingOptimizer(Optimizer):
@@ -372,6 +400,7 @@ class ParamTransformingOptimizer(Optimizer):
         run = group_run(group, plan.spec)
         return run_in_place(members, leaves, states, run, phase, phase not in plan.started)
 
+    @quick
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Transform the gradients, step the inner optimizer, transform the parameters.
 
@@ -566,15 +595,9 @@ def unhooked(inner: Optimizer) -> Callable[[], Any]:
 
     Each layer of `Optimizer.step` costs several microseconds; the outer one has been paid.
     """
-    hooked = (
-        inner._optimizer_step_pre_hooks
-        or inner._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-    )
     kind = type(inner)
     if (
-        hooked
+        has_hooks(inner)
         or "step" in inner.__dict__
         or not kind.__module__.startswith(("torch.optim.", "rai_chain."))
         or inner.defaults.get("differentiable")

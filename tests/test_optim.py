@@ -755,6 +755,28 @@ def test_step_hooks_of_the_outer_the_inner_and_all():
     assert seen == ["outer", "inner", "SGD", "end", type(optimizer).__name__]
 
 
+def test_a_profiler_sees_one_step_of_the_outer_optimizer():
+    optimizer = Chain(rc.sign(), params=[leaf(3)])
+    steps(optimizer, 1)
+    with torch.profiler.profile() as profile:
+        steps(optimizer, 2)
+    names = [event.name for event in profile.events() if event.name.startswith("Optimizer.step")]
+    assert names == [f"Optimizer.step#{type(optimizer).__name__}.step"] * 2
+
+
+def test_a_step_without_listeners_has_no_layer(monkeypatch):
+    optimizer = Chain(rc.sign(), params=[leaf(3)])
+    entered = []
+    record = torch.autograd.profiler.record_function
+    monkeypatch.setattr(record, "__enter__", lambda self: entered.append(self.name))
+    monkeypatch.setattr(record, "__exit__", lambda *args: None)
+    steps(optimizer, 1)
+    assert entered == []
+    optimizer.register_step_pre_hook(lambda *args: None)
+    steps(optimizer, 1)
+    assert len(entered) == 1
+
+
 def test_hooks_of_state_dict_and_load_state_dict():
     optimizer = Chain(rc.sign(), params=[leaf(3)], lr=0.5)
     seen = []

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from ._tree import Leaves
 
-PIECE = 1 << 18  # elements that stay in cache; also what is gathered at once
+PIECE = 1 << 19  # elements that stay in cache
+GATHERED = 1 << 15  # what is gathered at once
 SMALL = 1 << 13  # tensors up to this size are gathered
 FEW = 4  # but not so few of them
 Call = Callable[..., Tensor]  # (input, out=destination) -> destination
@@ -58,14 +59,14 @@ def apply_elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool
 
 
 def _one(calls: Sequence[Call], source: Tensor, target: Tensor) -> None:
-    if source.numel() <= 2 * PIECE or len(calls) == 1 or not source.is_cpu:
+    if source.numel() <= PIECE or len(calls) == 1 or not source.is_cpu:
         _through(calls, source, target)
         return
     views = flat(source), flat(target)
     if views[0] is None or views[1] is None or source.stride() != target.stride():
         _through(calls, source, target)
         return
-    for a, b in zip(torch.split(views[0], PIECE), torch.split(views[1], PIECE), strict=True):
+    for a, b in zip(pieces_of(views[0]), pieces_of(views[1]), strict=True):
         _through(calls, a, b)
 
 
@@ -88,14 +89,20 @@ def _gathered(
 
 
 def _batches(sizes: list[int]) -> Iterator[slice]:
-    """Runs of tensors of at most PIECE elements together."""
+    """Runs of tensors of at most GATHERED elements together."""
     start = total = 0
     for i, size in enumerate(sizes):
-        if total + size > PIECE and i > start:
+        if total + size > GATHERED and i > start:
             yield slice(start, i)
             start, total = i, 0
         total += size
     yield slice(start, len(sizes))
+
+
+def pieces_of(tensor: Tensor, size: int = PIECE) -> Iterator[Tensor]:
+    """Views of the pieces of a flat tensor, one at a time: a million of them would be memory."""
+    for start in range(0, tensor.numel(), size):
+        yield tensor[start : start + size]
 
 
 def flat(tensor: Tensor) -> Tensor | None:

@@ -8,11 +8,10 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from ._chunks import Call, apply_elementwise, flat
+from ._chunks import Call, apply_elementwise, flat, pieces_of
 
 PIECE = 1 << 19  # elements: a gradient, its parameter and a state or two stay in cache
 ELEMENTWISE = frozenset(
@@ -95,7 +94,7 @@ def _cut(
     if len(strides) > 1 or any(view is None for view in views):
         return False
     rest = {k: v for k, v in state.items() if k not in whole}
-    cut: Any = zip(*(torch.split(view, PIECE) for view in views if view is not None), strict=True)
+    cut: Any = zip(*(pieces_of(view, PIECE) for view in views if view is not None), strict=True)
     last: State = {}
     for piece, piece_grad, *pieces in cut:
         piece.grad = piece_grad

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ._bits import INF, Array, Dtype, bits_of, largest, magnitudes, scratch
 
-PIECE = 1 << 17  # elements worked on at once: they stay in cache
+PIECE = 1 << 16  # elements worked on at once: they stay in cache
 _FEW = 1 << 12  # elements not worth another pass
+_SAMPLE = 1 << 15  # elements of a row that are looked at first, at most
 _WORD = 8  # booleans looked at together
 _KEY_INF = INF[torch.bfloat16]
 _GUESSES = 6  # from the sample; after them the bracket is halved
@@ -136,8 +137,9 @@ def pieces(row: Array, backwards: bool = False) -> Iterator[Array]:
 
 def _sample(bits: Array, inf: int) -> Array:
     """Magnitudes at the positions of a Weyl sequence, which no regular structure follows."""
-    count = 512 * min(128, max(8, bits.size >> 15))
-    positions = (_fractions(count) * np.uint64(bits.size)) >> np.uint64(31)
+    count = min(_SAMPLE, 512 * max(8, bits.size >> 15))
+    positions = np.multiply(_fractions()[:count], bits.size, dtype=np.uint64)
+    positions >>= np.uint64(31)
     values = bits.take(positions.view(np.int64))
     values &= largest(values.dtype)
     return np.minimum(values, inf + 1, out=values)
@@ -156,10 +158,11 @@ def _near(sample: Array, quantile: float) -> tuple[Array, int]:
     return near, min(max(position, 0), near.size - 1)
 
 
-@lru_cache(maxsize=4)
-def _fractions(count: int) -> Array:
-    steps = np.arange(count, dtype=np.uint64) * np.uint64(11400714819323198485)
-    return steps >> np.uint64(33)
+@lru_cache(maxsize=1)
+def _fractions() -> Array:
+    """The sequence, times 2**31."""
+    steps = np.arange(_SAMPLE, dtype=np.uint64) * np.uint64(11400714819323198485)
+    return (steps >> np.uint64(33)).astype(np.uint32)
 
 
 def register_block(dtype: Dtype) -> int:

@@ -1,10 +1,13 @@
 """Peak memory: each candidate alone in a fresh process, which sees numpy, torch and all else."""
 
+import ctypes
+import gc
 import json
 import re
 import resource
 import subprocess
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,16 +47,28 @@ def _call(candidate: Candidate) -> None:
     candidate.run()
 
 
+def _load(work: Work, name: str) -> None:
+    """Load what is loaded at the first call: code, above all."""
+    torch.set_num_threads(1)
+    largest = max(torch.Size(shape).numel() for shape in work.shapes)
+    long_rows = [(1, min(largest, 1 << 20))] * 2
+    candidate = work.build([*long_rows, *work.shrunk().shapes])[name]()
+    for _ in range(3):
+        _call(candidate)
+
+
 def measure_here(work: Work, name: str) -> Peak:
     """Measure in this process, whose peak must not have been higher before."""
-    largest = max(torch.Size(shape).numel() for shape in work.shapes)
-    alike = [(1, min(largest, 1 << 16))] * min(len(work.shapes), 8)  # rows as long as to be cut
-    candidate = work.build(alike)[name]()
-    for _ in range(3):  # loads what is loaded at the first call
-        _call(candidate)
+    warm = threading.Thread(target=_load, args=(work, name))  # its scratch goes with it
+    warm.start()
+    warm.join()
     candidate = work.build(work.shapes)[name]()
     if candidate.prepare is not None:
         candidate.prepare()
+    gc.collect()
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # what is free would hide growth
+    if trim is not None:
+        trim(0)
     if _RESET.exists():
         _RESET.write_text("5")
     before = _peak_bytes()

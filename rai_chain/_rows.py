@@ -16,8 +16,13 @@ that separate rows, and None makes the whole tensor one row.
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
+import torch
 from torch import Tensor
+
+BLOCK = 1 << 18  # elements of the rows worked on at once: what is made of them stays in cache
 
 
 def check_param_ndim(param_ndim: int | None, *tensors: Tensor | None) -> None:
@@ -83,3 +88,29 @@ def to_batch(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
     if tensor.is_leaf and tensor.grad is not None:
         batch.grad = to_batch(tensor.grad, param_ndim)
     return batch
+
+
+def in_blocks(function: Callable[..., Tensor], rows: Tensor, values: dict[str, Any]) -> Tensor:
+    """A function of rows on a few of them at a time, so that what it makes on its way is small.
+
+    No block is a single row where there are several: torch reduces a single row in another order.
+
+    Args:
+        function: sees each row by itself.
+        rows: (N, D).
+        values: its other arguments; a tensor of (N, ...) has one entry for each row.
+    """
+    n, size = rows.shape
+    count = n // max(2, BLOCK // max(1, size))
+    if count < 2:
+        return function(rows, **values)
+    out = None
+    for i in range(count):
+        part = slice(n * i // count, n * (i + 1) // count)
+        own = {k: v[part] if isinstance(v, Tensor) and v.ndim else v for k, v in values.items()}
+        result = function(rows[part], **own)
+        if out is None:
+            out = torch.empty(rows.shape, dtype=result.dtype, device=rows.device)
+        out[part] = result
+    assert out is not None
+    return out

@@ -13,10 +13,9 @@ from ._plain import is_plain
 
 _Floats = NDArray[np.float64]
 
-_CHUNK = 1 << 18  # float64 elements: in cache, and enough to repay the calls
+_CHUNK = 1 << 19  # float64 elements: in cache, and enough to repay the calls
 _LONG_ROW = 1 << 15
 _SAMPLE = 1 << 12
-_STRIDE = 16
 
 
 def simplex_threshold(rows: Tensor, radius: Tensor) -> Tensor:
@@ -78,21 +77,10 @@ def _simplex_support_cpu(rows: Tensor, radius: Tensor) -> Tensor:
 
 
 def _short_rows(values: _Floats, radius: _Floats) -> _Floats:
-    """Newton's method from below, all rows in step: active sets only shrink, so it ends.
-
-    Its first step lands below theta from anywhere, so it starts at the answer for a sample.
-    """
-    size = values.shape[1]
-    mean = values.mean(1, keepdims=True) - radius / size
+    """Newton's method from below, all rows in step: active sets only shrink, so it ends."""
+    mean = values.mean(1, keepdims=True) - radius / values.shape[1]
     theta: _Floats = np.maximum(mean, values.max(1, keepdims=True) - radius)
     over = np.empty_like(values)
-    if size >= 16 * _STRIDE:
-        sample = np.ascontiguousarray(values[:, ::_STRIDE])
-        guess = _short_rows(sample, radius * sample.shape[1] / size)
-        gap, active = _gap(values, guess, radius, over)
-        theta = np.where(
-            (active > 0) & np.isfinite(gap), np.maximum(theta, guess + gap / active), theta
-        )
     count = np.full_like(theta, np.inf)
     while True:
         gap, active = _gap(values, theta, radius, over)

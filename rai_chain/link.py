@@ -13,7 +13,7 @@ from torch import Tensor
 from ._chunks import Call, overlaps
 from ._hyper import Rule, rules_of
 from ._random import fold
-from ._rows import check_param_ndim, row_dims, to_rows
+from ._rows import check_param_ndim, in_blocks, row_dims, to_rows
 from ._tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
 from .base import Link, Phase, Run, Scope, State, write_back
 
@@ -208,13 +208,17 @@ class FunctionLink(Link):
                 return None
         if "step" in d.given:
             values = {**values, "step": state["step"]}
-        function = functools.partial(d.function, **values)
-        return function if "out" in d.given else functools.partial(self._without_out, function)
+        if "out" in d.given:
+            return functools.partial(d.function, **values)
+        return functools.partial(self._without_out, values)
 
-    def _without_out(self, function: Callable[..., Any], x: Tensor, out: Tensor) -> Any:
-        result = function(x)
-        self._check_result(result, x)
+    def _checked(self, view: Tensor, **values: Any) -> Any:
+        result = self.definition.function(view, **values)
+        self._check_result(result, view)
         return result
+
+    def _without_out(self, values: dict[str, Any], x: Tensor, out: Tensor) -> Any:
+        return self._checked(x, **values)
 
     def stateless_call(self, values: dict[str, Any]) -> Call | None:
         return None if self._counters(values) else self.elementwise_call((), values)
@@ -271,6 +275,8 @@ class FunctionLink(Link):
         if "out" in self.definition.given and run.plain:
             out = view if writable or view.data_ptr() != leaf.data_ptr() else torch.empty_like(view)
             result = self.definition.function(view, **extra, out=out)
+        elif self.scope == "row" and run.plain and self.definition.given <= {"step"}:
+            result = in_blocks(self._checked, view, extra)
         else:
             result = self.definition.function(view, **extra)
         if columns:

@@ -331,3 +331,35 @@ def test_bits_do_not_depend_on_the_neighbours(name):
     assert same(run(chain(rai_chain.scale(2.0), tx), g, p), alone)
     after = run(rai_chain.bias(1.0), alone, p)
     assert same(run(chain(rai_chain.scale(2.0), tx, rai_chain.bias(1.0)), g, p), after)
+
+
+@pytest.mark.parametrize(
+    "name", sorted(n for n in [*FACTORIES, *VARIANTS] if make(n).scope == "row")
+)
+def test_bits_do_not_depend_on_the_blocks_of_rows(name, monkeypatch):
+    """Many rows go through a link a few at a time, with their own hyperparameters."""
+    p, g = draw(9, 40), draw(9, 40, seed=1)
+    own = {k: torch.linspace(v / 2, v, 9) for k, v in tensorable(name).items()}
+    for tx in (make(name), make(name, **own)):
+        whole = run(tx, g, p)
+        monkeypatch.setattr(rai_chain._rows, "BLOCK", 80)
+        assert same(run(tx, g, p), whole)
+        monkeypatch.undo()
+
+
+def test_rows_come_in_blocks_of_several(monkeypatch):
+    monkeypatch.setattr(rai_chain._rows, "BLOCK", 80)
+    seen = []
+
+    @rai_chain.rowwise
+    def watched(rows, shift=0.0):
+        seen.append((len(rows), getattr(shift, "shape", None)))
+        return rows + shift
+
+    g = draw(9, 40)
+    assert torch.equal(watched(torch.arange(9.0)).map(g), g + torch.arange(9.0)[:, None])
+    assert seen == [(2, (2, 1)), (2, (2, 1)), (2, (2, 1)), (3, (3, 1))]
+    seen.clear()
+    watched().map(g[:3])
+    watched().map(g.requires_grad_())
+    assert seen == [(3, None), (9, None)]

@@ -13,7 +13,7 @@ from torch import Tensor
 from ._bits import INF, Array, Dtype, bits_of, float_of, largest, magnitudes, scratch
 from ._select_row import middle_columns, nth_magnitude, pieces, register_block
 
-_CHUNK = 1 << 17  # elements worked on at once: they stay in cache
+_CHUNK = 1 << 18  # elements worked on at once: they stay in cache
 _LONG_ROW = 1 << 15  # from here a row is worth its own calls
 
 

@@ -65,13 +65,16 @@ def _search(
     size, few = row.size, max(_FEW, row.size >> 5)
     near, position = _near(sample, drop / size)
     low, below, high, above = 0, 0, inf + 2, size  # so many are below `low`, so many below `high`
-    pivot, left, most, width, guesses = int(near[position]), True, 0, 2.0, 0
+    pivot, left, most, margin, guesses = int(near[position]), True, 0, 2.0, 0
+    top, base = largest(row.dtype) + 1, 0
     while True:
         pivot = min(max(pivot, low + 1), high - 1)
         if above - below <= _FEW:
             pivot, left, most = high, True, few
         start, stop = (low, pivot) if left else (pivot, high)
-        count, at = _within(row, start, stop if stop < inf + 2 else None, most, signed)
+        width = (stop if stop < inf + 2 else top) - start
+        count, at = _within(row, start if signed else start - base, width, most, signed)
+        base = start
         middle = below + count if left else above - count
         hit = left == (drop < middle)
         if drop < middle:
@@ -88,36 +91,32 @@ def _search(
         first, last = near.searchsorted(low), near.searchsorted(high)
         left = drop - below <= above - drop
         error = (drop - below if left else above - drop) * sample.size / size
-        step = int(error + width * math.sqrt(error)) + 4
+        step = int(error + margin * math.sqrt(error)) + 4
         guess = first + step if left else last - step
         if hit and most:
             guess = (first + last) >> 1
-        guesses, most, width = guesses + 1, few, width if hit else min(2 * width, 1e3)
+        guesses, most, margin = guesses + 1, few, margin if hit else min(2 * margin, 1e3)
         pivot = int(near[min(max(int(guess), 0), near.size - 1)]) + left
         if guesses > _GUESSES:
             pivot = (low + high) >> 1
 
 
 def _within(
-    row: Array, start: int, stop: int | None, most: int, signed: bool
+    row: Array, start: int, width: int, most: int, signed: bool
 ) -> tuple[int, Array | None]:
-    """How many magnitudes are in [start, stop), and where; None for more than `most`.
+    """How many magnitudes are in [start, start + width), and where; None for more than `most`.
 
-    The few are sought a word of booleans at a time.
+    An unsigned row is ours, and is left with `start` subtracted. The few are sought a word of
+    booleans at a time.
     """
     padded = -(-row.size // _WORD) * _WORD
-    passed, below = scratch.get("passed", (padded,), bool), scratch.get("below", (PIECE,), bool)
+    passed = scratch.get("passed", (padded,), bool)
     passed[row.size :] = False
     for piece, inside in zip(pieces(row), pieces(passed[: row.size]), strict=True):
         values = magnitudes(piece) if signed else piece
-        if stop is None:
-            np.greater_equal(values, start, out=inside)
-        elif stop == start + 1:
-            np.equal(values, start, out=inside)
-        else:
-            np.less(values, stop, out=inside)
-            if start:
-                np.not_equal(inside, np.less(values, start, out=below[: values.size]), out=inside)
+        if start:
+            values -= start
+        np.less(values.view(f"u{row.itemsize}"), width, out=inside)  # below wraps around
     if not most:
         return int(np.count_nonzero(passed)), None
     hits = passed.view(np.uint64) != 0

@@ -7,6 +7,7 @@ bytes, until what is left is few elements; only those are compared in full.
 import math
 from collections.abc import Iterator
 from functools import lru_cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -28,21 +29,19 @@ def nth_magnitude(source: Tensor, drop: int) -> tuple[int, int, int]:
     Every NaN is equal, whatever its payload, and is given as the pattern of infinity + 1.
     """
     bits, inf = bits_of(source), INF[source.dtype]
-    sample, at = _sample(bits, inf), None
+    at = None
     if bits.itemsize > 2:
-        floats = torch.from_numpy(sample).view(source.dtype)
-        seen = np.minimum(magnitudes(bits_of(floats.bfloat16())), _KEY_INF + 1)
-        near, _ = _near(seen, drop / bits.size)
-        some = near.size >> 3
-        if not (near[some:] == near[:-some]).any():  # else many elements would share a key
-            keys = scratch.get("keys", bits.shape, np.int16)
-            torch.from_numpy(keys).view(torch.bfloat16).copy_(source)
-            keys &= largest(keys.dtype)
-            low, below, count, at = _search(keys, seen, drop, _KEY_INF, signed=False)
+        keys = scratch.get("keys", bits.shape, np.int16)
+        torch.from_numpy(keys).view(torch.bfloat16).copy_(source)
+        keys &= largest(keys.dtype)
+        near = _Near.of(_sample(keys), drop / bits.size, _KEY_INF)
+        if near.shared is None or near.shared > _KEY_INF:
+            low, below, count, at = _search(keys, near, drop, _KEY_INF, signed=False)
             if low > _KEY_INF:
                 return inf + 1, below, count
     if at is None:
-        low, below, count, at = _search(bits, sample, drop, inf, signed=True)
+        near = _Near.of(_sample(bits), drop / bits.size, inf)
+        low, below, count, at = _search(bits, near, drop, inf, signed=True)
     if at is None:
         return low, below, count
     found = bits.take(at) & bits.dtype.type(largest(bits.dtype))
@@ -54,7 +53,7 @@ def nth_magnitude(source: Tensor, drop: int) -> tuple[int, int, int]:
 
 
 def _search(
-    row: Array, sample: Array, drop: int, inf: int, signed: bool
+    row: Array, near: "_Near", drop: int, inf: int, signed: bool
 ) -> tuple[int, int, int, Array | None]:
     """A range of magnitudes that has sorted index `drop`: its low end, how many are below that, how
     many are in it, and where these few are; None where it is a single value.
@@ -62,15 +61,37 @@ def _search(
     A sample gives a pivot; counting what is below it gives its exact rank; the sample's density
     about it gives a narrow range beside it.
     """
-    size, few = row.size, max(_FEW, row.size >> 5)
-    near, position = _near(sample, drop / size)
-    low, below, high, above = 0, 0, inf + 2, size  # so many are below `low`, so many below `high`
-    pivot, left, most, margin, guesses = int(near[position]), True, 0, 2.0, 0
-    top, base = largest(row.dtype) + 1, 0
-    while True:
+    few, top = max(_FEW, row.size >> 5), largest(row.dtype) + 1
+    seen, density, shared = near.values, near.sampled / row.size, near.shared
+    low, below, high, above = 0, 0, inf + 2, row.size  # so many are below `low`, below `high`
+    if signed and shared is not None and shared <= inf:
+        smaller, equal = _rank(row, shared)
+        if smaller <= drop < smaller + equal:
+            return shared, smaller, equal, None
+        if drop < smaller:
+            high, above = shared, smaller
+        else:
+            low, below = shared + 1, smaller + equal
+
+    base, margin, guesses, crowd = 0, 2.0, 0, False
+    while high - low > 1:
+        # The pivot is a little beyond the target, seen from the end of nearer rank; at first, when
+        # neither is known, at the target; and midway where there were too many up to it.
+        first, last = seen.searchsorted(low), seen.searchsorted(high)
+        left, most = drop - below <= above - drop, few
+        error = (drop - below if left else above - drop) * density
+        step = int(error + margin * math.sqrt(error)) + 4
+        guess = (first + last) >> 1 if crowd else first + step if left else last - step
+        pivot = int(seen[min(max(int(guess), 0), seen.size - 1)]) + left
+        if low == 0 and high == inf + 2:
+            pivot, left, most = int(seen[near.position]), True, 0
+        guesses += 1
+        if guesses > _GUESSES:
+            pivot = (low + high) >> 1
         pivot = min(max(pivot, low + 1), high - 1)
         if above - below <= _FEW:
             pivot, left, most = high, True, few
+
         start, stop = (low, pivot) if left else (pivot, high)
         width = (stop if stop < inf + 2 else top) - start
         count, at = _within(row, start if signed else start - base, width, most, signed)
@@ -83,22 +104,22 @@ def _search(
             low, below = pivot, middle
         if hit and at is not None:
             return low, below, count, at
-        if high - low == 1:
-            return low, below, above - below, None
+        crowd = hit and most > 0
+        if not hit and most:
+            margin = min(2 * margin, 1e3)
+    return low, below, above - below, None
 
-        # The next pivot is a little beyond the target, seen from the end of nearer rank; between
-        # the two where even so it was too many.
-        first, last = near.searchsorted(low), near.searchsorted(high)
-        left = drop - below <= above - drop
-        error = (drop - below if left else above - drop) * sample.size / size
-        step = int(error + margin * math.sqrt(error)) + 4
-        guess = first + step if left else last - step
-        if hit and most:
-            guess = (first + last) >> 1
-        guesses, most, margin = guesses + 1, few, margin if hit else min(2 * margin, 1e3)
-        pivot = int(near[min(max(int(guess), 0), near.size - 1)]) + left
-        if guesses > _GUESSES:
-            pivot = (low + high) >> 1
+
+def _rank(row: Array, value: int) -> tuple[int, int]:
+    """How many magnitudes are below a value, and how many equal to it."""
+    smaller = equal = 0
+    passed = scratch.get("passed", (PIECE,), bool)
+    for piece in pieces(row):
+        values, own = magnitudes(piece), passed[: piece.size]
+        if value:
+            smaller += int(np.count_nonzero(np.less(values, value, out=own)))
+        equal += int(np.count_nonzero(np.equal(values, value, out=own)))
+    return smaller, equal
 
 
 def _within(
@@ -134,27 +155,42 @@ def pieces(row: Array, backwards: bool = False) -> Iterator[Array]:
         yield row[start : start + PIECE]
 
 
-def _sample(bits: Array, inf: int) -> Array:
+def _sample(bits: Array) -> Array:
     """Magnitudes at the positions of a Weyl sequence, which no regular structure follows."""
     count = min(_SAMPLE, 512 * max(8, bits.size >> 15))
     positions = np.multiply(_fractions()[:count], bits.size, dtype=np.uint64)
     positions >>= np.uint64(31)
     values = bits.take(positions.view(np.int64))
     values &= largest(values.dtype)
-    return np.minimum(values, inf + 1, out=values)
+    return values
 
 
-def _near(sample: Array, quantile: float) -> tuple[Array, int]:
-    """What is near a quantile of a sample, sorted, and the quantile's position there.
+class _Near(NamedTuple):
+    """What of a sample is near a quantile.
 
     Of blocks as long as numpy sorts in registers only the middle is kept, where it surely lies.
     """
-    block = register_block(sample.dtype)
-    runs = np.sort(sample.reshape(-1, block), axis=1)
-    columns = middle_columns(block, quantile, 3)
-    near = np.sort(runs[:, columns], axis=None)
-    position = int((quantile * block - columns.start) * len(runs))
-    return near, min(max(position, 0), near.size - 1)
+
+    values: Array  # sorted
+    position: int  # of the quantile among them
+    sampled: int  # the size of the sample
+
+    @classmethod
+    def of(cls, sample: Array, quantile: float, inf: int) -> "_Near":
+        block = register_block(sample.dtype)
+        runs = np.sort(sample.reshape(-1, block), axis=1)
+        columns = middle_columns(block, quantile, 3)
+        values = np.sort(runs[:, columns], axis=None)
+        np.minimum(values, inf + 1, out=values)
+        position = int((quantile * block - columns.start) * len(runs))
+        return cls(values, min(max(position, 0), values.size - 1), sample.size)
+
+    @property
+    def shared(self) -> int | None:
+        """A value that many elements near the quantile share."""
+        some = self.values.size >> 3
+        alike = np.flatnonzero(self.values[some:] == self.values[:-some])
+        return int(self.values[alike[0]]) if alike.size else None
 
 
 @lru_cache(maxsize=1)

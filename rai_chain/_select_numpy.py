@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from ._bits import INF, Array, Dtype, bits_of, float_of, largest, magnitudes, scratch
-from ._select_row import middle_columns, nth_magnitude, pieces, register_block
+from ._select_row import cut, middle_columns, pieces, register_block
 
 _CHUNK = 1 << 18  # elements worked on at once: they stay in cache
 _LONG_ROW = 1 << 15  # from here a row is worth its own calls
@@ -50,28 +50,10 @@ def _parts(rows: Tensor, k: int | Tensor) -> Iterator[tuple[slice, int | Array]]
             yield part, counts[part]
 
 
-def _cut(source: Tensor, keep: int) -> tuple[int, int]:
-    """The smallest kept bit pattern t, and the index from which elements equal to t are dropped."""
-    bits, inf, size = bits_of(source), INF[source.dtype], source.shape[0]
-    threshold, below, equal = nth_magnitude(source, size - keep)
-    dropped = size - keep - below
-    backwards = dropped < equal - dropped
-    wanted, seen = dropped if backwards else equal - dropped, 0
-    for piece in pieces(bits, backwards) if dropped else ():
-        values = magnitudes(piece)
-        same = values == threshold if threshold <= inf else values > inf
-        count = int(np.count_nonzero(same))
-        if count >= wanted:
-            at = int(np.flatnonzero(same)[-wanted if backwards else wanted - 1])
-            return threshold, size - seen - piece.size + at if backwards else seen + at + 1
-        wanted, seen = wanted - count, seen + piece.size
-    return threshold, size
-
-
 def _write_row(source: Tensor, keep: int, target: Tensor) -> None:
-    threshold, cut = _cut(source, keep)
-    _drop_up_to(source[:cut], threshold - 1, target[:cut])
-    _drop_up_to(source[cut:], threshold, target[cut:])
+    threshold, end = cut(source, keep)
+    _drop_up_to(source[:end], threshold - 1, target[:end])
+    _drop_up_to(source[end:], threshold, target[end:])
 
 
 def _drop_up_to(source: Tensor, bound: int, target: Tensor) -> None:
@@ -187,10 +169,10 @@ def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
         if isinstance(keep, int) and keep in (0, source.shape[1]):
             mask[part] = keep > 0
         elif source.shape[1] >= _LONG_ROW:
-            threshold, cut = _cut(source[0], int(keep))
+            threshold, end = cut(source[0], int(keep))
             bits, kept, inf = bits_of(source)[0], mask[part][0].numpy(), INF[rows.dtype]
-            _mark_above(bits[:cut], threshold - 1, kept[:cut], inf)
-            _mark_above(bits[cut:], threshold, kept[cut:], inf)
+            _mark_above(bits[:end], threshold - 1, kept[:end], inf)
+            _mark_above(bits[end:], threshold, kept[end:], inf)
         else:
             mask[part] = torch.from_numpy(_mask_rows(bits_of(source), keep, rows.dtype))
     return mask

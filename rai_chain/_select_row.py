@@ -7,7 +7,7 @@ bytes, until what is left is few elements; only those are compared in full.
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,40 +23,79 @@ _KEY_INF = INF[torch.bfloat16]
 _GUESSES = 6  # from the sample; after them the bracket is halved
 
 
-def nth_magnitude(source: Tensor, drop: int) -> tuple[int, int, int]:
-    """The bit pattern at sorted index `drop` of a row, how many are smaller, and how many equal.
+def cut(source: Tensor, keep: int) -> tuple[int, int]:
+    """The smallest kept bit pattern t, and the index from which elements equal to t are dropped.
 
-    Every NaN is equal, whatever its payload, and is given as the pattern of infinity + 1.
+    Every NaN is equal, whatever its payload, and has the pattern of infinity + 1.
+
+    Args:
+        source: (D,), contiguous.
+        keep: 0 < keep < D.
     """
     bits, inf = bits_of(source), INF[source.dtype]
-    at = None
+    drop = bits.size - keep
+    threshold, below, equal, same = _nth(source, drop)
+    surplus = drop - below
+    if surplus == 0:
+        return threshold, bits.size
+    if same is None:
+        same = _pass(bits, np.greater, inf) if threshold > inf else _pass(bits, np.equal, threshold)
+    if same.dtype != bool:
+        return threshold, int(same[-surplus])
+    if surplus > equal - surplus:
+        return threshold, _place(same, equal - surplus) + 1
+    return threshold, bits.size - 1 - _place(same[::-1], surplus)
+
+
+def _pass(bits: Array, test: Any, bound: int) -> Array:
+    """Which magnitudes pass a comparison, in a buffer that the next search reuses."""
+    passed = scratch.get("passed", bits.shape, bool)
+    for piece, own in zip(pieces(bits), pieces(passed), strict=True):
+        test(magnitudes(piece), bound, out=own)
+    return passed
+
+
+def _place(marks: Array, nth: int) -> int:
+    """Where the nth True is."""
+    for start, piece in zip(range(0, marks.size, PIECE), pieces(marks), strict=True):
+        count = int(np.count_nonzero(piece))
+        if count >= nth:
+            return start + int(np.flatnonzero(piece)[nth - 1])
+        nth -= count
+    raise AssertionError("unreachable")
+
+
+def _nth(source: Tensor, drop: int) -> tuple[int, int, int, Array | None]:
+    """The bit pattern at sorted index `drop` of a row, how many are smaller, how many equal, and
+    where these are: positions, or a mask, or None where that was not seen on the way.
+    """
+    bits, inf, at = bits_of(source), INF[source.dtype], None
     if bits.itemsize > 2:
         keys = scratch.get("keys", bits.shape, np.int16)
         torch.from_numpy(keys).view(torch.bfloat16).copy_(source)
         keys &= largest(keys.dtype)
         near = _Near.of(_sample(keys), drop / bits.size, _KEY_INF)
-        if near.shared is None or near.shared > _KEY_INF:
+        if not near.shared or near.shared > _KEY_INF:  # else one key is as good as known
             low, below, count, at = _search(keys, near, drop, _KEY_INF, signed=False)
             if low > _KEY_INF:
-                return inf + 1, below, count
+                return inf + 1, below, count, None
     if at is None:
         near = _Near.of(_sample(bits), drop / bits.size, inf)
         low, below, count, at = _search(bits, near, drop, inf, signed=True)
-    if at is None:
-        return low, below, count
+    if at is None or at.dtype == bool:
+        return low, below, count, at
     found = bits.take(at) & bits.dtype.type(largest(bits.dtype))
-    found.partition(drop - below)
-    threshold = min(int(found[drop - below]), inf + 1)
-    smaller = int(np.count_nonzero(found < threshold))
-    equal = count - smaller if threshold > inf else int(np.count_nonzero(found == threshold))
-    return threshold, below + smaller, equal
+    np.minimum(found, inf + 1, out=found)
+    threshold = int(np.partition(found, drop - below)[drop - below])
+    same = at[found == threshold]
+    return threshold, below + int(np.count_nonzero(found < threshold)), same.size, same
 
 
 def _search(
     row: Array, near: "_Near", drop: int, inf: int, signed: bool
 ) -> tuple[int, int, int, Array | None]:
     """A range of magnitudes that has sorted index `drop`: its low end, how many are below that, how
-    many are in it, and where these few are; None where it is a single value.
+    many are in it, and where these few are; a mask, or None, where it is a single value.
 
     A sample gives a pivot; counting what is below it gives its exact rank; the sample's density
     about it gives a narrow range beside it.
@@ -64,10 +103,10 @@ def _search(
     few, top = max(_FEW, row.size >> 5), largest(row.dtype) + 1
     seen, density, shared = near.values, near.sampled / row.size, near.shared
     low, below, high, above = 0, 0, inf + 2, row.size  # so many are below `low`, below `high`
-    if signed and shared is not None and shared <= inf:
-        smaller, equal = _rank(row, shared)
+    if shared is not None and shared <= inf:
+        smaller, equal, same = _rank(row, shared, signed)
         if smaller <= drop < smaller + equal:
-            return shared, smaller, equal, None
+            return shared, smaller, equal, same if signed else None
         if drop < smaller:
             high, above = shared, smaller
         else:
@@ -110,16 +149,15 @@ def _search(
     return low, below, above - below, None
 
 
-def _rank(row: Array, value: int) -> tuple[int, int]:
-    """How many magnitudes are below a value, and how many equal to it."""
-    smaller = equal = 0
-    passed = scratch.get("passed", (PIECE,), bool)
-    for piece in pieces(row):
-        values, own = magnitudes(piece), passed[: piece.size]
+def _rank(row: Array, value: int, signed: bool) -> tuple[int, int, Array]:
+    """How many magnitudes are below a value, how many equal to it, and which these are."""
+    passed, smaller = scratch.get("passed", row.shape, bool), 0
+    for piece, own in zip(pieces(row), pieces(passed), strict=True):
+        values = magnitudes(piece) if signed else piece
         if value:
             smaller += int(np.count_nonzero(np.less(values, value, out=own)))
-        equal += int(np.count_nonzero(np.equal(values, value, out=own)))
-    return smaller, equal
+        np.equal(values, value, out=own)
+    return smaller, int(np.count_nonzero(passed)), passed
 
 
 def _within(
@@ -148,10 +186,9 @@ def _within(
     return at.size, words.take(at >> 3) * _WORD + (at & 7) if at.size <= most else None
 
 
-def pieces(row: Array, backwards: bool = False) -> Iterator[Array]:
+def pieces(row: Array) -> Iterator[Array]:
     """A row in pieces that stay in cache, so that what is made of them is small too."""
-    starts = range(0, row.size, PIECE)
-    for start in reversed(starts) if backwards else starts:
+    for start in range(0, row.size, PIECE):
         yield row[start : start + PIECE]
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ._bits import INF, Array, Dtype, bits_of, largest, magnitudes, scratch
 
-PIECE = 1 << 16  # elements worked on at once: they stay in cache
+PIECE = 1 << 17  # elements whose magnitudes are made at once: they stay in cache
+_KEYS = 1 << 20  # keys looked at at once: smaller calls cost more than they save
 _FEW = 1 << 12  # elements not worth another pass
 _SAMPLE = 1 << 15  # elements of a row that are looked at first, at most
 _WORD = 8  # booleans looked at together
@@ -75,10 +76,10 @@ def _nth(source: Tensor, drop: int) -> tuple[int, int, int, Array | None]:
         torch.from_numpy(keys).view(torch.bfloat16).copy_(source)
         keys &= largest(keys.dtype)
         near = _Near.of(_sample(keys), drop / bits.size, _KEY_INF)
-        if not near.shared or near.shared > _KEY_INF:  # else one key is as good as known
+        if not near.shared or near.shared > _KEY_INF:  # else a key of many values
             low, below, count, at = _search(keys, near, drop, _KEY_INF, signed=False)
             if low > _KEY_INF:
-                return inf + 1, below, count, None
+                return inf + 1, below, count, at
     if at is None:
         near = _Near.of(_sample(bits), drop / bits.size, inf)
         low, below, count, at = _search(bits, near, drop, inf, signed=True)
@@ -103,10 +104,10 @@ def _search(
     few, top = max(_FEW, row.size >> 5), largest(row.dtype) + 1
     seen, density, shared = near.values, near.sampled / row.size, near.shared
     low, below, high, above = 0, 0, inf + 2, row.size  # so many are below `low`, below `high`
-    if shared is not None and shared <= inf:
-        smaller, equal, same = _rank(row, shared, signed)
+    if shared is not None:
+        smaller, equal, same = _rank(row, shared, inf, signed)
         if smaller <= drop < smaller + equal:
-            return shared, smaller, equal, same if signed else None
+            return shared, smaller, equal, same if signed or shared > inf else None
         if drop < smaller:
             high, above = shared, smaller
         else:
@@ -149,14 +150,16 @@ def _search(
     return low, below, above - below, None
 
 
-def _rank(row: Array, value: int, signed: bool) -> tuple[int, int, Array]:
+def _rank(row: Array, value: int, inf: int, signed: bool) -> tuple[int, int, Array]:
     """How many magnitudes are below a value, how many equal to it, and which these are."""
+    alike = np.equal if value <= inf else np.greater_equal
     passed, smaller = scratch.get("passed", row.shape, bool), 0
-    for piece, own in zip(pieces(row), pieces(passed), strict=True):
+    step = PIECE if signed else _KEYS
+    for piece, own in zip(pieces(row, step), pieces(passed, step), strict=True):
         values = magnitudes(piece) if signed else piece
         if value:
             smaller += int(np.count_nonzero(np.less(values, value, out=own)))
-        np.equal(values, value, out=own)
+        alike(values, value, out=own)
     return smaller, int(np.count_nonzero(passed)), passed
 
 
@@ -171,7 +174,8 @@ def _within(
     padded = -(-row.size // _WORD) * _WORD
     passed = scratch.get("passed", (padded,), bool)
     passed[row.size :] = False
-    for piece, inside in zip(pieces(row), pieces(passed[: row.size]), strict=True):
+    step = PIECE if signed else _KEYS
+    for piece, inside in zip(pieces(row, step), pieces(passed[: row.size], step), strict=True):
         values = magnitudes(piece) if signed else piece
         if start:
             values -= start
@@ -186,10 +190,10 @@ def _within(
     return at.size, words.take(at >> 3) * _WORD + (at & 7) if at.size <= most else None
 
 
-def pieces(row: Array) -> Iterator[Array]:
+def pieces(row: Array, size: int = PIECE) -> Iterator[Array]:
     """A row in pieces that stay in cache, so that what is made of them is small too."""
-    for start in range(0, row.size, PIECE):
-        yield row[start : start + PIECE]
+    for start in range(0, row.size, size):
+        yield row[start : start + size]
 
 
 def _sample(bits: Array) -> Array:

@@ -128,6 +128,7 @@ class ParamTransformingOptimizer(Optimizer):
     _stepped: bool = False  # whether the inner optimizer has its state
     _graph: "tuple[list[int], CompiledStep] | None" = None
     _projects: bool = True  # whether there may be parameter links
+    _numel: int = 0  # elements of all parameters
     _later: Sequence[tuple[Group, Tensor, Group]] = ()  # the schedules' values after this step
 
     def __init__(
@@ -249,6 +250,7 @@ class ParamTransformingOptimizer(Optimizer):
                 slots = [*self._running, SCALE_BIAS] if scales(group) else self._running
                 plan.read(group, [*self._keys, *self._refused], slots)
             self._projects = any(plan.members["parameter"].links for plan in plans)
+            self._numel = sum(plan.numel for plan in plans)
         return plans
 
     def _evaluate(self, group: Group, plan: Plan) -> tuple[Group, Group]:
@@ -437,7 +439,7 @@ class ParamTransformingOptimizer(Optimizer):
     def _step_in_pieces(self) -> bool:
         """Transform and step while gradients are in cache, where that is possible and pays."""
         inner = self.inner_opt
-        if type(inner) not in ELEMENTWISE or sum(plan.numel for plan in self._plans) <= PIECE:
+        if self._numel <= PIECE or type(inner) not in ELEMENTWISE:
             return False
         bare, plans = unhooked(inner), self._ready_plans()
         if not isinstance(bare, functools.partial) or not all(plan.may_cut for plan in plans):
@@ -595,21 +597,17 @@ def unhooked(inner: Optimizer) -> Callable[[], Any]:
 
     Each layer of `Optimizer.step` costs several microseconds; the outer one has been paid.
     """
-    kind = type(inner)
-    if (
-        has_hooks(inner)
-        or "step" in inner.__dict__
-        or not kind.__module__.startswith(("torch.optim.", "rai_chain."))
-        or inner.defaults.get("differentiable")
-    ):
-        return inner.step
-    bare = _BARE.get(kind)
-    if bare is None:
-        bare = _BARE[kind] = inspect.unwrap(kind.step)
-    return functools.partial(bare, inner)
+    kind: Any = type(inner)
+    bare = _bare_step(kind)
+    own = has_hooks(inner) or "step" in inner.__dict__ or inner.defaults.get("differentiable")
+    return inner.step if own or bare is None else functools.partial(bare, inner)
 
 
-_BARE: dict[type, Callable[..., Any]] = {}  # optimizer class -> its step without torch's layers
+@functools.cache
+def _bare_step(kind: type[Optimizer]) -> Callable[..., Any] | None:
+    """The step of an optimizer class without torch's layers; None for a class that is a user's."""
+    known = kind.__module__.startswith(("torch.optim.", "rai_chain."))
+    return inspect.unwrap(kind.step) if known else None
 
 
 _MADE_AGAIN = ("defaults", "state", "param_groups", "_generators", "_later", "_graph", "_stepped")

@@ -15,6 +15,7 @@ from ._select_row import cut, middle_columns, pieces, register_block
 
 _CHUNK = 1 << 18  # elements worked on at once: they stay in cache
 _LONG_ROW = 1 << 15  # from here a row is worth its own calls
+_TINY = 1 << 11  # elements up to which calls cost more than what they do
 
 
 def keep_rows(rows: Tensor, k: int | Tensor, out: Tensor) -> None:
@@ -70,6 +71,8 @@ def _drop_up_to(source: Tensor, bound: int, target: Tensor) -> None:
 def _mask_rows(bits: Array, keep: int | Array, dtype: torch.dtype) -> Array:
     """The mask of the kept elements, in a buffer that the next call reuses."""
     size, inf = bits.shape[1], INF[dtype]
+    if bits.size <= _TINY and bits.itemsize < 8 and isinstance(keep, int):
+        return _mask_tiny(bits, keep, inf)
     values = magnitudes(bits)
     if isinstance(keep, int):
         threshold, tied = _nth_of_rows(values, size - keep)
@@ -88,6 +91,17 @@ def _mask_rows(bits: Array, keep: int | Array, dtype: torch.dtype) -> Array:
         rank = equal.cumsum(axis=1, dtype=np.int32)
         surplus = np.count_nonzero(mask[tied], axis=1) - np.broadcast_to(keep, len(bits))[tied]
         mask[tied] &= ~(equal & (rank > (rank[:, -1] - surplus)[:, None]))
+    return mask
+
+
+def _mask_tiny(bits: Array, keep: int, inf: int) -> Array:
+    """The same in few calls: with the index in its low bits no number has an equal."""
+    size = bits.shape[1]
+    numbers = np.minimum(bits & largest(bits.dtype), inf + 1).astype(np.int64)
+    numbers <<= 16
+    numbers -= np.arange(size)
+    bound = np.partition(numbers, size - keep, axis=1)[:, size - keep]
+    mask: Array = numbers >= bound[:, None]
     return mask
 
 

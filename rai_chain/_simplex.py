@@ -89,7 +89,7 @@ def _short_rows(values: _Floats, radius: _Floats) -> _Floats:
             return theta
         theta = np.where(moving, np.maximum(theta, theta + gap / active), theta)
         count = np.where(moving, active, count)
-        if 4 * count.max() < values.shape[1]:
+        if 16 * count.max() < values.shape[1]:
             values = _compact(values, over > 0)
             over = np.empty_like(values)
 

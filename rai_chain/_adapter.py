@@ -375,7 +375,9 @@ class ParamTransformingOptimizer(Optimizer):
             check_leaves(leaves, plan.spec, "grads")
         for group, _, leaves in work:
             for i, grad in enumerate(leaves):
-                if grad is not None and overlaps(grad):  # its elements share memory
+                if grad is None or grad.is_contiguous():
+                    continue
+                if overlaps(grad):  # its elements share memory
                     dense = grad.clone(memory_format=torch.contiguous_format)
                     leaves[i] = group["params"][i].grad = dense
         return work

@@ -226,6 +226,7 @@ class Plan:
     members: dict[Phase, Members] = field(default_factory=dict)
     started: set[Phase] = field(default_factory=set)  # the links' states are in the group
     calls: list[Call] | None = None  # the gradient links, where they are nothing but these
+    is_elementwise: bool = False  # the gradients go through `calls` and nothing else happens
     may_cut: bool = False  # these do not raise in the middle, and the tensors are on a CPU
     numel: int = 0
 
@@ -237,6 +238,7 @@ class Plan:
         self.watched = {key: group.get(key, REQUIRED) for key in keys}
         self.members = {phase: Members.of(slots, phase, group) for phase in HOOKS}
         self.calls = self.members["gradient"].calls(group)
+        self.is_elementwise = self.calls is not None and not self.schedules
         ours = all(
             isinstance(link, FunctionLink)
             and link.definition.function.__module__.startswith("rai_chain.")
@@ -250,11 +252,6 @@ class Plan:
     def forget(self) -> None:
         """Read the group again before the next step."""
         self.watched = {}
-
-    @property
-    def is_elementwise(self) -> bool:
-        """Whether the gradients go through `calls` and nothing else happens."""
-        return self.calls is not None and not self.schedules
 
     def is_new(self, key: str, value: Any) -> bool:
         """Whether a value has a shape and is another than it was: it may not fit the tensors."""

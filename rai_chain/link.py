@@ -527,7 +527,8 @@ rowwise = Decorator(
     Args:
         function: like that of `elementwise`, but of a tensor (N, D). Which elements make a row
             is the caller's choice: the factory takes `param_ndim`, see `rai_chain.to_batch`.
-            A tensor hyperparameter shaped like the leaf arrives as rows too.
+            A tensor hyperparameter shaped like the leaf arrives as rows too. Of many rows it
+            sees some at a time, with their own part of such a hyperparameter.
         phase, state, check, draws: as in `elementwise`.
 
     Returns:

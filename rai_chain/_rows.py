@@ -102,7 +102,7 @@ def in_blocks(function: Callable[..., Tensor], rows: Tensor, values: dict[str, A
     """
     n, size = rows.shape
     count = n // max(2, BLOCK // max(1, size))
-    if count < 2:
+    if count < 2 or not rows.is_cpu:
         return function(rows, **values)
     out = None
     for i in range(count):

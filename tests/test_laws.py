@@ -361,5 +361,6 @@ def test_rows_come_in_blocks_of_several(monkeypatch):
     assert seen == [(2, (2, 1)), (2, (2, 1)), (2, (2, 1)), (3, (3, 1))]
     seen.clear()
     watched().map(g[:3])
+    watched().map(g.to("meta"))  # on any other device a block is a launch
     watched().map(g.requires_grad_())
-    assert seen == [(3, None), (9, None)]
+    assert seen == [(3, None), (9, None), (9, None)]

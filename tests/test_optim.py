@@ -1060,7 +1060,9 @@ def test_a_missing_gradient_draws_nothing():
 def test_a_group_without_parameters():
     optimizer = mixed([{"params": []}, {"params": leaf(2, 3)}], lr=0.1)
     optimizer.load_state_dict(optimizer.state_dict())
-    steps(optimizer)
+    alone = mixed([{"params": leaf(2, 3)}], lr=0.1)
+    assert torch.equal(steps(optimizer)[0], steps(alone)[0])
+    assert optimizer.param_groups[0]["params"] == []
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])

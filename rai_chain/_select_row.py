@@ -7,7 +7,7 @@ bytes, until what is left is few elements; only those are compared in full.
 import math
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -40,20 +40,12 @@ def cut(source: Tensor, keep: int) -> tuple[int, int]:
     if surplus == 0:
         return threshold, bits.size
     if same is None:
-        same = _pass(bits, np.greater, inf) if threshold > inf else _pass(bits, np.equal, threshold)
+        same = _rank(bits, threshold, inf, signed=True)[2]
     if same.dtype != bool:
         return threshold, int(same[-surplus])
     if surplus > equal - surplus:
         return threshold, _place(same, equal - surplus) + 1
     return threshold, bits.size - 1 - _place(same[::-1], surplus)
-
-
-def _pass(bits: Array, test: Any, bound: int) -> Array:
-    """Which magnitudes pass a comparison, in a buffer that the next search reuses."""
-    passed = scratch.get("passed", bits.shape, bool)
-    for piece, own in zip(pieces(bits), pieces(passed), strict=True):
-        test(magnitudes(piece), bound, out=own)
-    return passed
 
 
 def _place(marks: Array, nth: int) -> int:

@@ -1,10 +1,11 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
 from . import optim
-from ._rows import to_batch
-from .base import GradientTransformation, apply_updates
-from .combine import chain, identity, named_chain
-from .frank_wolfe import (
+from .core.chain import chain, named_chain
+from .core.link import elementwise, rowwise, treewise
+from .core.pipeline import GradientTransformation, apply_updates
+from .data.rows import to_batch
+from .links.frank_wolfe import (
     frank_wolfe_step,
     l1_oracle,
     l1q_oracle,
@@ -12,8 +13,8 @@ from .frank_wolfe import (
     linf_oracle,
     one_hot_sign,
 )
-from .link import elementwise, rowwise, treewise
-from .optimizers import (
+from .links.from_torch import from_torch
+from .links.optimizers import (
     adam,
     adamw,
     add_decayed_weights,
@@ -31,7 +32,7 @@ from .optimizers import (
     sgd,
     trace,
 )
-from .projections import (
+from .links.projections import (
     box,
     l1_ball,
     l2_ball,
@@ -43,8 +44,8 @@ from .projections import (
     project_simplex,
     simplex,
 )
-from .record import global_norm, record, records, sparsity
-from .schedules import (
+from .links.record import global_norm, record, records, sparsity
+from .links.schedules import (
     constant_schedule,
     cosine_decay_schedule,
     exponential_decay,
@@ -54,8 +55,7 @@ from .schedules import (
     polynomial_schedule,
     warmup_cosine_decay_schedule,
 )
-from .torch_optim import from_torch
-from .transforms import (
+from .links.transforms import (
     add_noise,
     bias,
     centralize,
@@ -63,6 +63,7 @@ from .transforms import (
     clip_by_global_norm,
     clip_by_norm,
     ema,
+    identity,
     nan_to_num,
     normalize,
     scale,
@@ -70,7 +71,7 @@ from .transforms import (
     sign,
     top_q,
 )
-from .wrappers import (
+from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,

@@ -5,7 +5,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import rai_chain as rc
-from rai_chain._chunks import PIECE, SMALL
+from rai_chain.engine.chunks import PIECE, SMALL
 
 TX = rc.chain(rc.clamp(-0.5, 0.7), rc.scale(1.7), rc.bias(0.1), rc.sign(), rc.scale_bias(0.3, 0.2))
 

@@ -251,7 +251,7 @@ class TestDraws:
         assert not torch.equal(other[0], tx.update(g, tx.init(g))[0][0])
 
     def test_uniform(self):
-        from rai_chain._random import normal, uniform
+        from rai_chain.data.random import normal, uniform
 
         u = uniform(torch.tensor(7), (100_000,))
         assert u.min() >= 0 and u.max() < 1

@@ -342,13 +342,13 @@ def test_bits_do_not_depend_on_the_blocks_of_rows(name, monkeypatch):
     own = {k: torch.linspace(v / 2, v, 9) for k, v in tensorable(name).items()}
     for tx in (make(name), make(name, **own)):
         whole = run(tx, g, p)
-        monkeypatch.setattr(rai_chain._rows, "BLOCK", 80)
+        monkeypatch.setattr(rai_chain.data.rows, "BLOCK", 80)
         assert same(run(tx, g, p), whole)
         monkeypatch.undo()
 
 
 def test_rows_come_in_blocks_of_several(monkeypatch):
-    monkeypatch.setattr(rai_chain._rows, "BLOCK", 80)
+    monkeypatch.setattr(rai_chain.data.rows, "BLOCK", 80)
     seen = []
 
     @rai_chain.rowwise

@@ -16,7 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR, OneCycleLR, StepLR
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 import rai_chain as rc
-from rai_chain.base import Link
+from rai_chain.core.pipeline import Link
 from rai_chain.optim import (
     ChainedParamTransformingOptimizer,
     ClampedGradientOptimizer,

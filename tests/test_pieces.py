@@ -5,8 +5,8 @@ import torch
 from torch import optim
 
 import rai_chain as rc
-from rai_chain._pieces import ELEMENTWISE, PIECE
 from rai_chain.optim import ChainedParamTransformingOptimizer
+from rai_chain.optim.fast.pieces import ELEMENTWISE, PIECE
 
 SIZES = [(3 * PIECE + 5,), (2, 3, 7), (11,), (PIECE // 4, 9), (PIECE - 1,), (4, 16, 128, 130)]
 OPTIONS = {optim.SGD: {"momentum": 0.9, "nesterov": True}, optim.RMSprop: {"centered": True}}
@@ -84,7 +84,7 @@ def test_a_step_that_fails_gives_the_groups_back(monkeypatch):
     optimizer = ChainedParamTransformingOptimizer(rc.sign(), params=[x], lr=0.1)
     x.grad = torch.ones_like(x)
     shared, state = optimizer.param_groups, optimizer.state
-    monkeypatch.setattr("rai_chain._pieces._batches", lambda *args: 1 / 0)
+    monkeypatch.setattr("rai_chain.optim.fast.pieces._batches", lambda *args: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         optimizer.step()
     assert optimizer.inner_opt.param_groups is shared and optimizer.inner_opt.state is state

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-import rai_chain._select_numpy as select
-import rai_chain._select_row as row
-from rai_chain._select import keep_largest, keep_mask_reference
+import rai_chain.kernels.select_numpy as select
+import rai_chain.kernels.select_row as row
+from rai_chain.kernels.select import keep_largest, keep_mask_reference
 
 BITS = {
     torch.float64: torch.int64,

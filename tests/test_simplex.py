@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from rai_chain._simplex import _LONG_ROW, simplex_support_reference, simplex_threshold
+from rai_chain.kernels.simplex import _LONG_ROW, simplex_support_reference, simplex_threshold
 
 SHAPES = [(1, 1), (5, 1), (3, 7), (40, 255), (40, 513), (3, 4608), (2, _LONG_ROW), (1, 40_001)]
 RADII = [0.0, 1e-6, 1.0, 30.0, 1e3, 1e7]

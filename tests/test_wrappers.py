@@ -61,7 +61,7 @@ every = pytest.mark.parametrize("name", sorted(SAMPLES))
 
 
 def test_every_exported_combinator_is_under_the_laws():
-    modules = ("rai_chain.wrappers", "rai_chain.record")
+    modules = ("rai_chain.links.wrappers", "rai_chain.links.record")
     exported = {n for n in rc.__all__ if getattr(vars(rc)[n], "__module__", "") in modules}
     assert exported - {"records", "sparsity", "global_norm"} == set(SAMPLES)
 

@@ -1,0 +1,1 @@
+"""What a pipeline is: links, chains of them, and wrappers around them."""

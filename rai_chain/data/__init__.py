@@ -1,0 +1,1 @@
+"""What goes through a pipeline: trees, rows, hyperparameters, random numbers, checks."""

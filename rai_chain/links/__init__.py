@@ -1,0 +1,1 @@
+"""The vocabulary: transforms, projections, Frank-Wolfe, optimizers, wrappers, schedules."""

@@ -1,0 +1,244 @@
+"""Constraint sets: each a parameter link, and a plain function named ``project_...``.
+
+The projections are Euclidean. A point inside its set keeps its bits; a point outside lands on
+the boundary, rounded inwards.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from ..core.link import Factory, elementwise, rowwise
+from ..data.hyper import NonNegative, Optional
+from ..data.tree import Tree
+from ..kernels.simplex import simplex_threshold
+from .transforms import check_interval, clamped
+
+# ------------------------------------------------------------------ the sets
+
+
+def _check_box(values: dict[str, Any]) -> None:
+    if values["low"] is None and values["high"] is None:
+        raise ValueError("`low` or `high` must be given  Got: None for both")
+    check_interval("low", values["low"], "high", values["high"])
+
+
+@elementwise(phase="parameter", check=_check_box)
+def box(
+    param: Tensor, low: Optional = None, high: Optional = None, *, out: Tensor | None = None
+) -> Tensor:
+    """Keep each element in [low, high].
+
+    Args:
+        low: lower bound: a number, a tensor that broadcasts to the parameter, or None.
+        high: upper bound, likewise; low <= high.
+
+    Raises:
+        ValueError: no bound is given, or low > high.
+
+    Example:
+        >>> import torch
+        >>> box(0.0, 1.0).step(torch.tensor([0.5, 0.5]), torch.tensor([1.0, -0.2]), ())[0]
+        tensor([1.0000, 0.3000])
+
+    Source: the pixel box of adversarial attacks; `torch.clamp`.
+    """
+    return clamped(param, low, high, out)
+
+
+@elementwise(phase="parameter")
+def linf_ball(
+    param: Tensor, epsilon: NonNegative, center: Optional = None, *, out: Tensor | None = None
+) -> Tensor:
+    """Keep each element within `epsilon` of `center`.
+
+    Args:
+        epsilon: radius, >= 0.
+        center: a number, a tensor that broadcasts to the parameter, or None for the origin.
+
+    Raises:
+        ValueError: epsilon < 0.
+
+    Example:
+        >>> import torch
+        >>> linf_ball(0.5).step(torch.zeros(2), torch.tensor([0.7, -0.2]), ())[0]
+        tensor([ 0.5000, -0.2000])
+
+    Source: projected gradient descent (Madry et al. 2017, arXiv 1706.06083).
+    """
+    if center is None:
+        return clamped(param, -epsilon, epsilon, out)
+    radius = torch.as_tensor(epsilon, dtype=param.dtype, device=param.device)
+    center = torch.as_tensor(center, dtype=param.dtype, device=param.device)
+    return clamped(param, add_inwards(center, -radius), add_inwards(center, radius), out)
+
+
+@rowwise(phase="parameter")
+def l2_ball(rows: Tensor, epsilon: NonNegative, center: Optional = None) -> Tensor:
+    """Keep each row within Euclidean distance `epsilon` of `center`.
+
+    Args:
+        epsilon: radius, >= 0.
+        center: a number, a tensor shaped like the parameter, or None for the origin.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+
+    Raises:
+        ValueError: epsilon < 0.
+
+    Example:
+        >>> import torch
+        >>> l2_ball(1.0, param_ndim=None).step(torch.zeros(2), torch.tensor([3.0, 4.0]), ())[0]
+        tensor([0.6000, 0.8000])
+
+    Source: projected gradient descent (Madry et al. 2017, arXiv 1706.06083).
+    """
+    return _around(center, rows, lambda x: _l2(x, epsilon))
+
+
+@rowwise(phase="parameter")
+def l1_ball(rows: Tensor, epsilon: NonNegative, center: Optional = None) -> Tensor:
+    """Keep each row within L1 distance `epsilon` of `center`: the nearest such point.
+
+    Args:
+        epsilon: radius, >= 0.
+        center: a number, a tensor shaped like the parameter, or None for the origin.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+
+    Raises:
+        ValueError: epsilon < 0.
+
+    Example:
+        >>> import torch
+        >>> l1_ball(1.0).map(torch.tensor([[0.5, -1.0, 0.1]]))
+        tensor([[ 0.2500, -0.7500,  0.0000]])
+
+    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML.
+    """
+    return _around(center, rows, lambda x: _l1(x, epsilon))
+
+
+@rowwise(phase="parameter")
+def simplex(rows: Tensor, scale: NonNegative = 1.0) -> Tensor:
+    """Replace each row by the nearest one whose elements are >= 0 and sum to `scale`.
+
+    Args:
+        scale: the sum, >= 0. The sum holds to rounding.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+
+    Raises:
+        ValueError: scale < 0.
+
+    Example:
+        >>> import torch
+        >>> simplex(param_ndim=None).step(torch.zeros(3), torch.tensor([0.5, 1.0, 0.0]), ())[0]
+        tensor([0.2500, 0.7500, 0.0000])
+
+    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML.
+    """
+    nearest = (rows - _threshold(rows, scale)).clamp(min=0.0).to(rows.dtype)
+    total = rows.sum(1, keepdim=True, dtype=torch.float64)
+    inside = ((total - scale).abs() <= torch.finfo(rows.dtype).eps * scale) & (rows >= 0).all(
+        1, keepdim=True
+    )
+    kept = rows.detach() + (nearest - nearest.detach())  # its bits, with the derivative of nearest
+    return torch.where(inside, kept, nearest)
+
+
+# ------------------------------------------------------------------ their arithmetic
+
+
+def _threshold(rows: Tensor, radius: Any) -> Tensor:
+    """The simplex threshold, (N, 1) float64."""
+    value = torch.as_tensor(radius, dtype=torch.float64, device=rows.device)
+    return simplex_threshold(rows, value.reshape(-1) if value.ndim else value)
+
+
+def _l2(x: Tensor, epsilon: Any) -> Tensor:
+    norm = vector_norm(x, 2, dim=1, keepdim=True, dtype=torch.float64)
+    inwards = 1.0 - torch.finfo(x.dtype).eps
+    factor = epsilon / torch.maximum(norm, norm.new_full((), torch.finfo(x.dtype).tiny)) * inwards
+    return torch.where(norm <= epsilon, x, (x * factor).to(x.dtype))
+
+
+def _l1(x: Tensor, epsilon: Any) -> Tensor:
+    size = x.abs()
+    norm = size.sum(1, keepdim=True, dtype=torch.float64)
+    theta = _threshold(size, epsilon)
+    inwards = 1.0 - torch.finfo(x.dtype).eps
+    shrunk = torch.copysign(((size - theta).clamp(min=0.0) * inwards).to(x.dtype), x)
+    return torch.where(norm <= epsilon, x, shrunk)
+
+
+def _around(center: Any, rows: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
+    """A projection onto a ball around the origin, moved to `center`."""
+    if center is None:
+        return project(rows)
+    center = torch.as_tensor(center, dtype=rows.dtype, device=rows.device)
+    offset = rows - center
+    moved = project(offset)
+    return torch.where(moved == offset, rows, add_inwards(center, moved))
+
+
+def add_inwards(center: Tensor, offset: Tensor) -> Tensor:
+    """``center + offset``, rounded so that it is never farther from `center` than `offset`."""
+    moved = center + offset
+    too_far = (moved.double() - center.double()).abs() > offset.double().abs()
+    nearer = torch.nextafter(moved.detach(), center.detach().expand_as(moved))
+    return torch.where(too_far, moved + (nearer - moved).detach(), moved)
+
+
+# ------------------------------------------------------------------ plain functions
+
+
+def _plain(factory: Factory, example: str) -> Callable[..., Tree]:
+    """The function on trees that applies a parameter link to parameters."""
+
+    @functools.wraps(factory, updated=())
+    def project(params: Tree, *args: Any, **kwargs: Any) -> Tree:
+        return factory(*args, **kwargs).map(params)
+
+    name = f"project_{factory.__name__}"
+    first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    own = list(inspect.signature(factory).parameters.values())
+    project.__name__ = project.__qualname__ = name
+    project.__doc__ = f"""Project a tree of tensors onto the set of `rai_chain.{factory.__name__}`.
+
+    Args:
+        params: a tensor, or any nest of dict, list and tuple of tensors, floating dtype.
+        The rest: as in `rai_chain.{factory.__name__}`.
+
+    Returns:
+        A tree like `params`; no input is written.
+
+    Raises:
+        TypeError, ValueError: as `rai_chain.{factory.__name__}`.
+
+    Example:
+        >>> import torch
+        >>> {name}({example}
+
+    Source: as `rai_chain.{factory.__name__}`.
+    """
+    del project.__wrapped__
+    project.__signature__ = inspect.Signature([first, *own])  # type: ignore[attr-defined]
+    return project
+
+
+project_box = _plain(box, "torch.tensor([2.0, -1.0]), 0.0, 1.0)\n        tensor([1., 0.])")
+project_linf_ball = _plain(
+    linf_ball, "torch.tensor([2.0, -0.1]), 0.5)\n        tensor([ 0.5000, -0.1000])"
+)
+project_l2_ball = _plain(
+    l2_ball, "torch.tensor([[3.0, 4.0]]), 1.0)\n        tensor([[0.6000, 0.8000]])"
+)
+project_l1_ball = _plain(
+    l1_ball, "torch.tensor([[0.5, -1.0]]), 1.0)\n        tensor([[ 0.2500, -0.7500]])"
+)
+project_simplex = _plain(
+    simplex, "torch.tensor([[0.5, 1.0]]), 1.0)\n        tensor([[0.2500, 0.7500]])"
+)

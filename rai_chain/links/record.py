@@ -1,0 +1,138 @@
+"""Statistics of what passes through a pipeline, kept in its state."""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.pipeline import Link
+from ..core.wrapper import Inner, Wrapper
+from ..data.hyper import Range
+from ..data.tree import Leaves, Spec, Tree, flatten, unflatten
+from ..engine.run import Run, State
+
+
+class Record(Wrapper):
+    """See `record`."""
+
+    label = "record"
+
+    def __new__(cls, inners: Inner, **options: Any) -> Any:
+        self = super().__new__(cls, inners, **options)
+        self.keeps = (options["name"],)
+        return self
+
+    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
+        device = next((leaf.device for leaf in leaves if leaf is not None), None)
+        size = (self.options["capacity"],)
+        return {self.options["name"]: torch.full(size, math.nan, device=device)}
+
+    def wrap(
+        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+    ) -> tuple[Leaves, State]:
+        name, capacity = self.options["name"], self.options["capacity"]
+        value = torch.as_tensor(self.options["fn"](unflatten(list(leaves), run.spec)))
+        history = state[name]
+        here = torch.arange(capacity, device=history.device) == state["step"] % capacity
+        new = torch.where(here, value.detach().to(history.dtype), history)
+        return list(leaves), {"inner": state["inner"], name: new}
+
+
+def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Link:
+    """Keep a statistic of what passes, one number a step, in the state; see `records`.
+
+    Args:
+        name: of the statistic.
+        fn: ``updates -> 0-dim tensor``, such as `sparsity` or `global_norm`.
+        capacity: how many steps are kept, the last ones, >= 1.
+
+    Raises:
+        ValueError: capacity < 1.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import chain, top_q
+        >>> tx = chain(record("before", global_norm), top_q(0.5), record("after", global_norm))
+        >>> g = torch.tensor([[3.0, 4.0]])
+        >>> _, state = tx.update(g, tx.init(g))
+        >>> records(state)
+        {'before': tensor([5.]), 'after': tensor([4.])}
+
+    Source: this library.
+    """
+    Range(1, static=True, whole=True).check("capacity", capacity)
+    if name in ("inner", "step"):
+        raise ValueError(f"`name` must not be 'inner' or 'step'  Got: {name!r}")
+    made: Link = Record({}, name=name, fn=fn, capacity=capacity)
+    return made
+
+
+def records(state: State) -> dict[str, Tensor]:
+    """The statistics in a state of a pipeline, as a plain dict that is ready to plot.
+
+    Args:
+        state: of any pipeline with `record` in it, or a param group's.
+
+    Returns:
+        name -> values, (steps,) float32, oldest first.
+
+    Raises:
+        ValueError: two records have one name.
+
+    Example:
+        >>> import torch
+        >>> tx = record("sparsity", sparsity)
+        >>> records(tx.update(torch.tensor([0.0, 1.0]), tx.init(torch.zeros(2)))[1])
+        {'sparsity': tensor([0.5000])}
+
+    Source: this library.
+    """
+    if isinstance(state, dict) and state.get("inner") == {} and "step" in state:
+        (name,) = set(state) - {"inner", "step"}
+        values, step = state[name], int(state["step"])
+        return {name: values[:step] if step <= len(values) else values.roll(-(step % len(values)))}
+    parts = state.values() if isinstance(state, dict) else state
+    found: dict[str, Tensor] = {}
+    for part in parts if isinstance(state, (dict, tuple, list)) else ():
+        for name, values in records(part).items():
+            if name in found:
+                raise ValueError(f"`name` must be one record's only  Got: {name!r} twice")
+            found[name] = values
+    return found
+
+
+def global_norm(tree: Tree) -> Tensor:
+    """The Euclidean norm of all elements of a tree, 0-dim float32 or float64.
+
+    Example:
+        >>> import torch
+        >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
+        tensor(5.)
+
+    Source: the function of the same name in optax.
+    """
+    norms: list[Tensor] = [
+        torch.linalg.vector_norm(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
+        for leaf in flatten(tree)[0]
+        if leaf is not None
+    ]
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    return total
+
+
+def sparsity(tree: Tree) -> Tensor:
+    """The fraction of zeros among all elements of a tree, 0-dim float32.
+
+    Example:
+        >>> import torch
+        >>> sparsity([torch.tensor([0.0, 1.0]), torch.zeros(2)])
+        tensor(0.7500)
+
+    Source: its definition.
+    """
+    leaves = [leaf for leaf in flatten(tree)[0] if leaf is not None]
+    zero = torch.stack([(leaf == 0).sum() for leaf in leaves]).sum()
+    fraction: Tensor = zero.float() / max(1, sum(leaf.numel() for leaf in leaves))
+    return fraction

@@ -1,0 +1,432 @@
+"""The gradient links. To write another, write its function: nothing else is needed."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.linalg import vector_norm
+
+from ..core.link import elementwise, rowwise, treewise
+from ..data.hyper import (
+    Bool,
+    Decay,
+    Fraction,
+    NonNegative,
+    NormOrder,
+    Number,
+    Optional,
+    StaticNumber,
+    StaticOptional,
+)
+from ..data.random import normal, uniform
+from ..kernels.select import keep_largest
+
+TINY = torch.finfo(torch.float32).tiny
+
+
+def draw_q(q: Any, dq: Any, u: Tensor) -> Any:
+    """The q at place u, in [0, 1), of the interval [max(0, q - dq), min(1, q + dq)]."""
+    low, high = (q - dq, q + dq)
+    low = low.clamp(min=0.0) if isinstance(low, Tensor) else max(0.0, low)
+    high = high.clamp(max=1.0) if isinstance(high, Tensor) else min(1.0, high)
+    return (high - low) * u + low
+
+
+def kept(q: Any, size: int) -> Any:
+    """How many of `size` elements remain: round((1 - q) * size), in float64, half to even."""
+    if isinstance(q, Tensor):
+        k = torch.round((1.0 - q.double()) * size).long().clamp(0, size)
+        return k.reshape(-1) if q.ndim else k
+    return round((1.0 - float(q)) * size)
+
+
+@rowwise(draws="dq")
+def top_q(
+    rows: Tensor,
+    q: Fraction,
+    dq: Fraction = 0.0,
+    *,
+    key: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Keep exactly round((1 - q) * D) elements of largest magnitude in each row, zero the rest.
+
+    Equal magnitudes: the lowest index is kept. NaN counts as largest. A kept element keeps
+    its bits.
+
+    Args:
+        q: fraction to drop, 0 <= q <= 1.
+        dq: half width of the interval that q is drawn from, uniformly and once per tensor and
+            step: [max(0, q - dq), min(1, q + dq)]. 0 draws nothing.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+        seed: an integer; the draw is a function of (seed, step, leaf), all in the state.
+
+    Raises:
+        ValueError: q or dq outside [0, 1].
+
+    Example:
+        >>> import torch
+        >>> tx = top_q(q=0.5, param_ndim=None)
+        >>> tx.update(torch.tensor([1.0, -4.0, 3.0, -2.0]), ())[0]
+        tensor([ 0., -4.,  3.,  0.])
+
+    Source: the sparse descent directions of SLIDE (Tramer and Boneh 2019, arXiv 1904.13000).
+    """
+    q = q if key is None else draw_q(q, dq, uniform(key))
+    return keep_largest(rows, kept(q, rows.shape[1]), out=out)
+
+
+def _check_bounds(values: dict[str, Any]) -> None:
+    low, high = values["clamp_min"], values["clamp_max"]
+    if low is None and high is None:
+        raise ValueError("`clamp_min` or `clamp_max` must be given  Got: None for both")
+    check_interval("clamp_min", low, "clamp_max", high)
+
+
+def check_interval(low_name: str, low: Any, high_name: str, high: Any) -> None:
+    """Refuse a lower bound above the upper one, where both are numbers."""
+    numbers = isinstance(low, (int, float)) and isinstance(high, (int, float))
+    if numbers and low > high:
+        raise ValueError(
+            f"`{low_name}` must satisfy {low_name} <= {high_name}(= {high})  Got: {low}"
+        )
+
+
+def clamped(x: Tensor, low: Any, high: Any, out: Tensor | None = None) -> Tensor:
+    """`torch.clamp` that takes a number beside a tensor."""
+    if isinstance(low, Tensor) != isinstance(high, Tensor):
+        low, high = (
+            b if b is None or isinstance(b, Tensor) else x.new_full((), b) for b in (low, high)
+        )
+    return torch.clamp(x, low, high, out=out)
+
+
+@elementwise(check=_check_bounds)
+def clamp(
+    grad: Tensor,
+    clamp_min: Optional = None,
+    clamp_max: Optional = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Clamp each element to [clamp_min, clamp_max]; NaN stays.
+
+    Args:
+        clamp_min: lower bound, or None for none.
+        clamp_max: upper bound, or None for none; clamp_min <= clamp_max.
+
+    Raises:
+        ValueError: no bound is given, or clamp_min > clamp_max.
+
+    Example:
+        >>> import torch
+        >>> clamp(clamp_max=2.8).update(torch.tensor([0.0, 2.0, 3.0]), ())[0]
+        tensor([0.0000, 2.0000, 2.8000])
+
+    Source: `torch.clamp`.
+    """
+    return clamped(grad, clamp_min, clamp_max, out)
+
+
+@elementwise
+def scale_bias(
+    grad: Tensor,
+    grad_scale: Number = 1.0,
+    grad_bias: Number = 0.0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Multiply by `grad_scale`, then add `grad_bias`.
+
+    Args:
+        grad_scale: factor, any number but NaN.
+        grad_bias: summand, any number but NaN.
+
+    Raises:
+        ValueError: a value is NaN.
+
+    Example:
+        >>> import torch
+        >>> scale_bias(grad_scale=2.0, grad_bias=1.0).update(torch.tensor([1.0, 2.0]), ())[0]
+        tensor([3., 5.])
+
+    Source: `grad_scale` and `grad_bias` of rai-toolbox's optimizers.
+    """
+    return torch.add(torch.mul(grad, grad_scale, out=out), grad_bias, out=out)
+
+
+@elementwise
+def scale(grad: Tensor, grad_scale: Number = 1.0, *, out: Tensor | None = None) -> Tensor:
+    """Multiply by `grad_scale`.
+
+    Args:
+        grad_scale: factor, any number but NaN; ``-lr`` makes a descent step.
+
+    Raises:
+        ValueError: the value is NaN.
+
+    Example:
+        >>> import torch
+        >>> scale(-0.5).update(torch.tensor([1.0, 2.0]), ())[0]
+        tensor([-0.5000, -1.0000])
+
+    Source: the function of the same name in optax.
+    """
+    return torch.mul(grad, grad_scale, out=out)
+
+
+@elementwise
+def bias(grad: Tensor, grad_bias: Number = 0.0, *, out: Tensor | None = None) -> Tensor:
+    """Add `grad_bias`.
+
+    Args:
+        grad_bias: summand, any number but NaN.
+
+    Raises:
+        ValueError: the value is NaN.
+
+    Example:
+        >>> import torch
+        >>> bias(1.0).update(torch.tensor([1.0, 2.0]), ())[0]
+        tensor([2., 3.])
+
+    Source: `grad_bias` of rai-toolbox's optimizers.
+    """
+    return torch.add(grad, grad_bias, out=out)
+
+
+@elementwise
+def identity(grad: Any) -> Any:
+    """Return updates as they are.
+
+    Example:
+        >>> import torch
+        >>> identity().update(torch.ones(2), ())[0]
+        tensor([1., 1.])
+
+    Source: the function of the same name in optax.
+    """
+    return grad
+
+
+@elementwise
+def sign(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Replace each element by its sign: -1, 0 or 1; NaN stays NaN.
+
+    Example:
+        >>> import torch
+        >>> sign().update(torch.tensor([-3.0, 0.0, float("nan")]), ())[0]
+        tensor([-1.,  0., nan])
+
+    Source: the fast gradient sign method (Goodfellow et al. 2014, arXiv 1412.6572).
+    """
+    return torch.where(grad.isnan(), grad, torch.sign(grad), out=out)
+
+
+def row_norm(rows: Tensor, p: float) -> Any:
+    """The p-norm of each row, (N, 1); of half types in float32."""
+    dtype = torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else None
+    return vector_norm(rows, p, dim=1, keepdim=True, dtype=dtype)
+
+
+def _div(rows: Tensor, denominator: Tensor, out: Tensor | None) -> Tensor:
+    return torch.div(rows, denominator, out=out).to(rows.dtype)
+
+
+@rowwise
+def normalize(
+    rows: Tensor,
+    p: NormOrder = 2.0,
+    div_by_zero_eps: NonNegative = TINY,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Divide each row by max(its p-norm, `div_by_zero_eps`); a zero row stays zero.
+
+    Args:
+        p: order of the norm, 1 <= p <= inf, a Python number.
+        div_by_zero_eps: smallest denominator, >= 0. Norms of half types are float32.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+
+    Raises:
+        ValueError: p < 1 or div_by_zero_eps < 0.
+
+    Example:
+        >>> import torch
+        >>> normalize(p=1, param_ndim=None).update(torch.tensor([1.0, -3.0]), ())[0]
+        tensor([ 0.2500, -0.7500])
+
+    Source: steepest descent for the p-norm balls (Boyd and Vandenberghe 2004, section 9.4).
+    """
+    return _div(rows, row_norm(rows, p).clamp(min=div_by_zero_eps), out)
+
+
+@rowwise
+def clip_by_norm(
+    rows: Tensor,
+    max_norm: NonNegative,
+    p: NormOrder = 2.0,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Scale each row whose p-norm exceeds `max_norm` down to it; the others keep their bits.
+
+    Args:
+        max_norm: largest norm, >= 0.
+        p: order of the norm, 1 <= p <= inf, a Python number.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+
+    Raises:
+        ValueError: max_norm < 0 or p < 1.
+
+    Example:
+        >>> import torch
+        >>> clip_by_norm(1.0).update(torch.tensor([[3.0, 4.0], [0.3, 0.4]]), ())[0]
+        tensor([[0.6000, 0.8000],
+                [0.3000, 0.4000]])
+
+    Source: gradient clipping (Pascanu et al. 2013, arXiv 1211.5063).
+    """
+    return torch.mul(rows, _clip_factor(row_norm(rows, p), max_norm), out=out).to(rows.dtype)
+
+
+def _clip_factor(norm: Tensor, max_norm: Any) -> Tensor:
+    """min(1, max_norm / norm), without a division that could overflow and spoil a derivative."""
+    info = torch.finfo(norm.dtype)
+    bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device).clamp(max=info.max)
+    return bound / torch.maximum(norm, bound).clamp(min=info.tiny)
+
+
+@treewise
+def clip_by_global_norm(
+    leaves: list[Tensor], max_norm: NonNegative, p: NormOrder = 2.0
+) -> list[Tensor]:
+    """Scale all leaves by one factor so that the p-norm of all their elements is <= `max_norm`.
+
+    Differentiable and right under `vmap`; a tree inside the bound keeps its bits. Norms of half
+    types are float32.
+
+    Args:
+        max_norm: largest norm, >= 0.
+        p: order of the norm, 1 <= p <= inf, a Python number.
+
+    Raises:
+        ValueError: max_norm < 0 or p < 1.
+
+    Example:
+        >>> import torch
+        >>> tx = clip_by_global_norm(1.0)
+        >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, ())[0]
+        {'a': tensor([0.6000]), 'b': tensor([0.8000])}
+
+    Source: gradient clipping (Pascanu et al. 2013, arXiv 1211.5063).
+    """
+    norms = [row_norm(leaf.reshape(1, -1), p).reshape(()) for leaf in leaves if leaf.numel()]
+    if not norms:
+        return leaves
+    factor = _clip_factor(vector_norm(torch.stack(norms), p), max_norm)
+    return [(leaf * factor).to(leaf.dtype) for leaf in leaves]
+
+
+@elementwise
+def nan_to_num(
+    grad: Tensor,
+    nan: StaticNumber = 0.0,
+    posinf: StaticOptional = None,
+    neginf: StaticOptional = None,
+    *,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Replace NaN by `nan`, inf by `posinf` and -inf by `neginf`.
+
+    Args:
+        nan: a Python number.
+        posinf: a Python number, or None for the largest of the dtype.
+        neginf: a Python number, or None for the lowest of the dtype.
+
+    Raises:
+        ValueError: a value is NaN.
+
+    Example:
+        >>> import torch
+        >>> nan_to_num(posinf=9.0).update(torch.tensor([float("nan"), float("inf"), 1.0]), ())[0]
+        tensor([0., 9., 1.])
+
+    Source: `torch.nan_to_num`.
+    """
+    return torch.nan_to_num(grad, nan, posinf, neginf, out=out)
+
+
+@rowwise
+def centralize(rows: Tensor) -> Tensor:
+    """Subtract from each row its mean; a row of one element is left as it is.
+
+    Args:
+        param_ndim: what a row is, see `rai_chain.to_batch`. The default makes each output
+            channel of a weight a row.
+
+    Example:
+        >>> import torch
+        >>> centralize().update(torch.tensor([[1.0, 3.0], [0.0, 4.0]]), ())[0]
+        tensor([[-1.,  1.],
+                [-2.,  2.]])
+
+    Source: Yong et al. 2020, "Gradient Centralization", arXiv 2004.01461.
+    """
+    return rows - rows.mean(1, keepdim=True) if rows.shape[1] > 1 else rows
+
+
+@elementwise
+def add_noise(
+    grad: Tensor, eta: NonNegative, gamma: NonNegative = 0.55, *, key: Tensor, step: Tensor
+) -> Tensor:
+    """Add normal noise of variance eta / (1 + step)**gamma, a function of (seed, step, leaf).
+
+    Args:
+        eta: variance at the first step, >= 0.
+        gamma: how fast it decays, >= 0.
+        seed: an integer.
+
+    Raises:
+        ValueError: a value is negative.
+
+    Example:
+        >>> import torch
+        >>> tx = add_noise(eta=0.0)
+        >>> tx.update(torch.ones(2), tx.init(torch.ones(2)))[0]
+        tensor([1., 1.])
+
+    Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep
+    Networks", arXiv 1511.06807.
+    """
+    deviation = (eta / (1.0 + step) ** gamma) ** 0.5
+    noise = normal(key, tuple(grad.shape)).to(torch.promote_types(grad.dtype, torch.float32))
+    noisy: Tensor = grad + deviation * noise
+    return noisy
+
+
+@elementwise(state=lambda leaf: {"ema": torch.zeros_like(leaf)})
+def ema(
+    grad: Tensor, decay: Decay = 0.9, debias: Bool = True, *, state: dict[str, Tensor], step: Tensor
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Replace updates by their exponential moving average.
+
+    Args:
+        decay: weight of the past, 0 <= decay < 1.
+        debias: divide by 1 - decay**(step + 1), so that the first average is the first update.
+
+    Raises:
+        ValueError: decay outside [0, 1).
+
+    Example:
+        >>> import torch
+        >>> tx = ema(decay=0.5)
+        >>> _, state = tx.update(torch.tensor(1.0), tx.init(torch.tensor(0.0)))
+        >>> tx.update(torch.tensor(4.0), state)[0]
+        tensor(3.)
+
+    Source: the function of the same name in optax.
+    """
+    mean = decay * state["ema"] + (1.0 - decay) * grad
+    weight = 1.0 - decay ** (step + 1.0) if debias else 1.0
+    return mean / weight, {"ema": mean}

@@ -1,0 +1,1 @@
+"""What the stateful home has for speed alone."""

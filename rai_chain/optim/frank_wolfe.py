@@ -1,0 +1,254 @@
+"""Frank-Wolfe methods, with rai-toolbox's names."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Generator, Tensor, default_generator
+
+from ..core.link import is_schedule
+from ..data.hyper import Range
+from ..engine.run import State
+from ..links.frank_wolfe import frank_wolfe_step, one_hot_sign
+from ..links.transforms import TINY
+from .adapter import ParamTransformingOptimizer
+from .classes import L1qNormedGradientOptim, L2NormedGradientOptim, SignedGradientOptim
+from .slots import Group, Slot, slot_of
+from .step import StepOptimizer
+
+
+class FrankWolfe(StepOptimizer):
+    """Step by w <- (1 - a) w - a lmo_scaling_factor g, with a = lr / (lr + step).
+
+    Args:
+        params: parameters, or dicts that define param groups. Their gradients g are directions
+            of dual norm one.
+        lr: >= 0; at most 1 without the default schedule. Per group.
+        lmo_scaling_factor: radius of the ball; a group's `epsilon` wins over it. Per group.
+        use_default_lr_schedule: False makes a = lr.
+        div_by_zero_eps: smallest denominator of a, >= 0.
+
+    Raises:
+        TypeError: a value of the wrong type.
+        ValueError: a value outside its interval.
+
+    Example:
+        >>> import torch
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> optim = FrankWolfe([x], lmo_scaling_factor=3.0)
+        >>> (torch.tensor([0.0, 1.0]) * x).sum().backward()
+        >>> optim.step()
+        >>> x
+        tensor([ 0., -3.], requires_grad=True)
+
+    Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        lr: float = 2.0,
+        lmo_scaling_factor: float = 1.0,
+        use_default_lr_schedule: bool = True,
+        div_by_zero_eps: float = TINY,
+    ) -> None:
+        if not isinstance(use_default_lr_schedule, bool):
+            raise TypeError(
+                f"`use_default_lr_schedule` must be a bool  Got: {use_default_lr_schedule!r}"
+            )
+        self._use_default_lr_schedule = use_default_lr_schedule
+        self._eps = div_by_zero_eps
+        link = frank_wolfe_step(lr, use_default_lr_schedule, div_by_zero_eps)
+        defaults = {"lr": lr, "lmo_scaling_factor": lmo_scaling_factor}
+        super().__init__(params, link, defaults=defaults)
+
+    @property
+    def hyperparameters(self) -> list[str]:
+        """The param-group keys of the hyperparameters."""
+        return ["lr", "lmo_scaling_factor", "epsilon"]
+
+    def check_group(self, group: Group) -> None:
+        """Refuse a param group whose values do not fit."""
+        Range().check("lmo_scaling_factor", group["lmo_scaling_factor"])
+        if "epsilon" in group:
+            Range(0.0).check("epsilon", group["epsilon"])
+        super().check_group(group)
+
+    def _trees(self, group: Group) -> Iterator[tuple[list[Tensor], State]]:
+        return (([p], self.state.get(p)) for p in group["params"])
+
+    def _save(self, group: Group, params: list[Tensor], state: State) -> None:
+        self.state[params[0]].update(state)
+
+    def __setstate__(self, state: Group) -> None:
+        super().__setstate__(state)
+        for own in self.state.values():  # rai-toolbox counts in Python integers
+            if isinstance(own.get("step"), int):
+                own["step"] = torch.tensor(own["step"])
+
+    def _values(self, group: Group) -> Group:
+        radius: Any = group.get("epsilon", group["lmo_scaling_factor"])
+        scale = (lambda step: -radius(step)) if is_schedule(radius) else -radius
+        return {**self._link.values, "lr": group["lr"], "grad_scale": scale}
+
+
+class _FrankWolfeMethod(ParamTransformingOptimizer):
+    """What the methods over one ball share: a direction of ascent, and `FrankWolfe` inside."""
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        epsilon: float,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        param_ndim: int | None = -1,
+        div_by_zero_eps: float = TINY,
+    ) -> None:
+        super().__init__(
+            params,
+            FrankWolfe,
+            lmo_scaling_factor=epsilon,
+            lr=lr,
+            use_default_lr_schedule=use_default_lr_schedule,
+            param_ndim=param_ndim,
+            div_by_zero_eps=div_by_zero_eps,
+        )
+
+
+class L1FrankWolfe(_FrankWolfeMethod):
+    """Minimise over the L1 ball by Frank-Wolfe steps.
+
+    Args:
+        params: parameters, or dicts that define param groups.
+        epsilon: radius of the ball. Per group.
+        lr, use_default_lr_schedule: as in `FrankWolfe`.
+        param_ndim: dimensions of one row, see `rai_chain.to_batch`. Per group.
+        div_by_zero_eps: smallest denominator, >= 0.
+
+    Raises:
+        ValueError: a value outside its interval.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> optim = L1FrankWolfe([x], epsilon=2.0, param_ndim=None)
+        >>> (torch.tensor([1.0, -3.0]) * x).sum().backward()
+        >>> optim.step()
+        >>> x
+        tensor([0., 2.], requires_grad=True)
+
+    Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
+    """
+
+    def _links(self) -> list[Slot]:
+        return [slot_of(one_hot_sign)]
+
+
+class L2FrankWolfe(_FrankWolfeMethod, L2NormedGradientOptim):
+    """Minimise over the L2 ball by Frank-Wolfe steps.
+
+    Args:
+        params: parameters, or dicts that define param groups.
+        epsilon: radius of the ball. Per group.
+        lr, use_default_lr_schedule: as in `FrankWolfe`.
+        param_ndim: dimensions of one row, see `rai_chain.to_batch`. Per group.
+        div_by_zero_eps: smallest denominator, >= 0.
+
+    Raises:
+        ValueError: a value outside its interval.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> optim = L2FrankWolfe([x], epsilon=5.0, param_ndim=None)
+        >>> (torch.tensor([3.0, -4.0]) * x).sum().backward()
+        >>> optim.step()
+        >>> x
+        tensor([-3.,  4.], requires_grad=True)
+
+    Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
+    """
+
+
+class LinfFrankWolfe(_FrankWolfeMethod, SignedGradientOptim):
+    """Minimise over the Linf ball by Frank-Wolfe steps.
+
+    Args:
+        params: parameters, or dicts that define param groups.
+        epsilon: radius of the ball. Per group.
+        lr, use_default_lr_schedule: as in `FrankWolfe`.
+        param_ndim: has no effect here. Per group.
+        div_by_zero_eps: smallest denominator, >= 0.
+
+    Raises:
+        ValueError: a value outside its interval.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(2, requires_grad=True)
+        >>> optim = LinfFrankWolfe([x], epsilon=2.0)
+        >>> (torch.tensor([1.0, -3.0]) * x).sum().backward()
+        >>> optim.step()
+        >>> x
+        tensor([-2.,  2.], requires_grad=True)
+
+    Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
+    """
+
+
+class L1qFrankWolfe(L1qNormedGradientOptim):
+    """Minimise by Frank-Wolfe steps towards sparse points of the L1 sphere.
+
+    Args:
+        params: parameters, or dicts that define param groups.
+        q: fraction of zeros, 0 <= q <= 1. Per group.
+        epsilon: radius of the ball. Per group.
+        dq: half width of the interval that q is drawn from, once per tensor and step. Per group.
+        lr, use_default_lr_schedule: as in `FrankWolfe`.
+        param_ndim: dimensions of one row, see `rai_chain.to_batch`. Per group.
+        div_by_zero_eps: smallest denominator, >= 0.
+        generator: draws q, see `TopQGradientOptimizer`.
+
+    Raises:
+        TypeError: `generator` is no `torch.Generator`.
+        ValueError: a value outside its interval.
+
+    Example:
+        >>> import torch
+        >>> x = torch.zeros(4, requires_grad=True)
+        >>> optim = L1qFrankWolfe([x], q=0.5, epsilon=2.0, param_ndim=None)
+        >>> (torch.tensor([1.0, -3.0, 2.0, 0.0]) * x).sum().backward()
+        >>> optim.step()
+        >>> x
+        tensor([ 0.,  1., -1.,  0.], requires_grad=True)
+
+    Source: the class of the same name in rai-toolbox.
+    """
+
+    def __init__(
+        self,
+        params: Any,
+        *,
+        q: float,
+        epsilon: float,
+        dq: float = 0.0,
+        lr: float = 2.0,
+        use_default_lr_schedule: bool = True,
+        param_ndim: int | None = -1,
+        div_by_zero_eps: float = TINY,
+        generator: Generator = default_generator,
+    ) -> None:
+        super().__init__(
+            params,
+            FrankWolfe,
+            lmo_scaling_factor=epsilon,
+            q=q,
+            dq=dq,
+            lr=lr,
+            use_default_lr_schedule=use_default_lr_schedule,
+            param_ndim=param_ndim,
+            div_by_zero_eps=div_by_zero_eps,
+            generator=generator,
+        )

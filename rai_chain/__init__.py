@@ -5,6 +5,15 @@ from .core.chain import chain, named_chain
 from .core.link import elementwise, rowwise, treewise
 from .core.pipeline import GradientTransformation, apply_updates
 from .data.rows import to_batch
+from .links.adaptive import scale_by_rms, scale_by_stddev
+from .links.averages import ema
+from .links.descent import (
+    add_decayed_weights,
+    add_updates,
+    descend_and_decay,
+    negate,
+    scale_by_learning_rate,
+)
 from .links.frank_wolfe import (
     frank_wolfe_step,
     l1_oracle,
@@ -14,24 +23,9 @@ from .links.frank_wolfe import (
     one_hot_sign,
 )
 from .links.from_torch import from_torch
-from .links.optimizers import (
-    adam,
-    adamw,
-    add_decayed_weights,
-    add_updates,
-    descend_and_decay,
-    lion,
-    negate,
-    rmsprop,
-    scale_by_adam,
-    scale_by_amsgrad,
-    scale_by_learning_rate,
-    scale_by_lion,
-    scale_by_rms,
-    scale_by_stddev,
-    sgd,
-    trace,
-)
+from .links.moments import scale_by_adam, scale_by_amsgrad
+from .links.momentum import scale_by_lion, trace
+from .links.optimizers import adam, adamw, lion, rmsprop, sgd
 from .links.projections import (
     box,
     l1_ball,
@@ -62,7 +56,6 @@ from .links.transforms import (
     clamp,
     clip_by_global_norm,
     clip_by_norm,
-    ema,
     identity,
     nan_to_num,
     normalize,

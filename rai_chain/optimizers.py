@@ -1,3 +1,7 @@
-"""Optimizers as chains of small stateful links."""
+"""Optimizers as chains of small stateful links, and the links."""
 
+from .links.adaptive import *
+from .links.descent import *
+from .links.moments import *
+from .links.momentum import *
 from .links.optimizers import *

@@ -1,3 +1,4 @@
 """The gradient links."""
 
+from .links.averages import *
 from .links.transforms import *

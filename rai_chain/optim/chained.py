@@ -11,8 +11,8 @@ from torch.optim import SGD, Optimizer
 from ..core.chain import as_links, check_order, link_names
 from ..core.link import UNSET, FunctionLink
 from ..core.pipeline import Link
+from ..links.descent import add_updates, descend_and_decay, scale_by_learning_rate
 from ..links.from_torch import FromTorch
-from ..links.optimizers import add_updates, descend_and_decay, scale_by_learning_rate
 from ..links.transforms import scale_bias
 from .adapter import Aside, ParamTransformingOptimizer, builds
 from .slots import (

@@ -1,0 +1,115 @@
+"""From a gradient to a step: the learning rate, its sign, and weight decay."""
+
+import torch
+from torch import Tensor
+
+from ..core.link import elementwise
+from ..data.hyper import NonNegative
+
+
+@elementwise(phase="step")
+def add_updates(grad: Tensor, *, param: Tensor) -> Tensor:
+    """Step by adding the updates to the parameters, as a pipeline without a stepping link does.
+
+    With it at its end the same pipeline is complete in every home: the optimizer then has no
+    inner step of its own.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import chain
+        >>> from rai_chain.optim import ChainedParamTransformingOptimizer
+        >>> tx = chain(scale_by_learning_rate(0.5), add_updates())
+        >>> tx.step(torch.ones(2), torch.tensor([1.0, 2.0]), tx.init(torch.ones(2)))[0]
+        tensor([0.5000, 0.0000])
+        >>> x = torch.ones(2, requires_grad=True)
+        >>> x.grad = torch.tensor([1.0, 2.0])
+        >>> ChainedParamTransformingOptimizer(tx, params=[x]).step()
+        >>> x
+        tensor([0.5000, 0.0000], requires_grad=True)
+
+    Source: `apply_updates` in optax.
+    """
+    return param + grad
+
+
+@elementwise
+def scale_by_learning_rate(
+    grad: Tensor, lr: NonNegative = 1e-3, *, out: Tensor | None = None
+) -> Tensor:
+    """Multiply by ``-lr``: what descends when it is added to the parameter.
+
+    Args:
+        lr: learning rate, >= 0.
+
+    Raises:
+        ValueError: lr < 0.
+
+    Example:
+        >>> import torch
+        >>> scale_by_learning_rate(0.5).update(torch.tensor([1.0, -2.0]), ())[0]
+        tensor([-0.5000,  1.0000])
+
+    Source: the function of the same name in optax.
+    """
+    return torch.mul(grad, -lr, out=out)
+
+
+@elementwise
+def negate(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Change the sign, so that what follows climbs: `maximize` of torch's optimizers.
+
+    Example:
+        >>> import torch
+        >>> negate().update(torch.tensor([1.0, -2.0]), ())[0]
+        tensor([-1.,  2.])
+
+    Source: `torch.neg`.
+    """
+    return torch.neg(grad, out=out)
+
+
+@elementwise
+def add_decayed_weights(grad: Tensor, weight_decay: NonNegative = 0.0, *, param: Tensor) -> Tensor:
+    """Add `weight_decay` times the parameter; `update` needs `params`.
+
+    Args:
+        weight_decay: factor, >= 0.
+
+    Raises:
+        ValueError: weight_decay < 0, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx = add_decayed_weights(0.5)
+        >>> tx.update(torch.tensor([1.0]), (), params=torch.tensor([4.0]))[0]
+        tensor([3.])
+
+    Source: weight decay (Krogh and Hertz 1991, "A simple weight decay can improve generalization").
+    """
+    return torch.add(grad, weight_decay * param)
+
+
+@elementwise
+def descend_and_decay(
+    grad: Tensor, lr: NonNegative = 1e-3, weight_decay: NonNegative = 0.0, *, param: Tensor
+) -> Tensor:
+    """Multiply by ``-lr``, and move the parameter to ``1 - lr * weight_decay`` times itself.
+
+    It rounds as torch does, which matters in float32: a step's decay is often near 1e-7.
+
+    Args:
+        lr: learning rate, >= 0.
+        weight_decay: what a step of size lr takes off the parameter, >= 0.
+
+    Raises:
+        ValueError: a value outside its range, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx = descend_and_decay(lr=0.5, weight_decay=0.5)
+        >>> tx.update(torch.tensor([1.0]), (), params=torch.tensor([4.0]))[0]
+        tensor([-1.5000])
+
+    Source: decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
+    """
+    return torch.sub(param * (1 - lr * weight_decay) - param, lr * grad)

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from ..core.link import elementwise
 from ..data.hyper import Fraction, NonNegative
-from .memory import average, root, zeros
+from .memory import average, root, wide, zeros
 
 
 @elementwise(state=zeros("square_avg"))
@@ -29,6 +29,7 @@ def scale_by_rms(
     Source: RMSProp (Tieleman and Hinton 2012, lecture 6.5 of "Neural networks for machine
     learning"), as `torch.optim.RMSprop` has it.
     """
+    grad = wide(grad)
     square = average(state["square_avg"], grad * grad, alpha)
     return grad / (root(square) + eps), {"square_avg": square}
 
@@ -54,6 +55,7 @@ def scale_by_stddev(
 
     Source: the centered RMSProp (Graves 2013, arXiv 1308.0850), as `torch.optim.RMSprop` has it.
     """
+    grad = wide(grad)
     mean = average(state["grad_avg"], grad, alpha)
     square = average(state["square_avg"], grad * grad, alpha)
     new = {"grad_avg": mean, "square_avg": square}

@@ -1,21 +1,21 @@
 """Averages of what passes, and of parameters."""
 
-import torch
 from torch import Tensor
 
 from ..core.link import elementwise
 from ..data.hyper import Bool, Decay
+from .memory import average, weight, wide, zeros
 
 
-@elementwise(state=lambda leaf: {"ema": torch.zeros_like(leaf)})
+@elementwise(state=zeros("ema", counts=True))
 def ema(
-    grad: Tensor, decay: Decay = 0.9, debias: Bool = True, *, state: dict[str, Tensor], step: Tensor
+    grad: Tensor, decay: Decay = 0.9, debias: Bool = True, *, state: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Replace updates by their exponential moving average.
 
     Args:
         decay: weight of the past, 0 <= decay < 1.
-        debias: divide by 1 - decay**(step + 1), so that the first average is the first update.
+        debias: divide by 1 - decay**count, so that the first average is the first update.
 
     Raises:
         ValueError: decay outside [0, 1).
@@ -29,6 +29,5 @@ def ema(
 
     Source: the function of the same name in optax.
     """
-    mean = decay * state["ema"] + (1.0 - decay) * grad
-    weight = 1.0 - decay ** (step + 1.0) if debias else 1.0
-    return mean / weight, {"ema": mean}
+    mean, count = average(state["ema"], wide(grad), decay), state["count"] + 1
+    return mean / weight(decay, count) if debias else mean, {"ema": mean, "count": count}

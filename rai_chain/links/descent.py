@@ -1,10 +1,13 @@
 """From a gradient to a step: the learning rate, its sign, and weight decay."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from ..core.link import elementwise
 from ..data.hyper import NonNegative
+from .memory import wide
 
 
 @elementwise(phase="step")
@@ -69,7 +72,7 @@ def negate(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 @elementwise
-def add_decayed_weights(grad: Tensor, weight_decay: NonNegative = 0.0, *, param: Tensor) -> Tensor:
+def add_decayed_weights(grad: Tensor, weight_decay: NonNegative = 0.0, *, param: Tensor) -> Any:
     """Add `weight_decay` times the parameter; `update` needs `params`.
 
     Args:
@@ -86,13 +89,13 @@ def add_decayed_weights(grad: Tensor, weight_decay: NonNegative = 0.0, *, param:
 
     Source: weight decay (Krogh and Hertz 1991, "A simple weight decay can improve generalization").
     """
-    return torch.add(grad, weight_decay * param)
+    return wide(grad) + weight_decay * wide(param)
 
 
 @elementwise
 def descend_and_decay(
     grad: Tensor, lr: NonNegative = 1e-3, weight_decay: NonNegative = 0.0, *, param: Tensor
-) -> Tensor:
+) -> Any:
     """Multiply by ``-lr``, and move the parameter to ``1 - lr * weight_decay`` times itself.
 
     It rounds as torch does, which matters in float32: a step's decay is often near 1e-7.
@@ -112,4 +115,5 @@ def descend_and_decay(
 
     Source: decoupled weight decay (Loshchilov and Hutter 2019, arXiv 1711.05101).
     """
-    return torch.sub(param * (1 - lr * weight_decay) - param, lr * grad)
+    param = wide(param)
+    return param * (1 - lr * weight_decay) - param - lr * wide(grad)

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..core.link import elementwise
 from ..data.hyper import Decay, NonNegative
-from .memory import average, root, weight, zeros
+from .memory import average, root, weight, wide, zeros
 
 
 @elementwise(state=zeros("exp_avg", "exp_avg_sq", counts=True))
@@ -35,7 +35,7 @@ def scale_by_adam(
 
     Source: Adam (Kingma and Ba 2015, arXiv 1412.6980).
     """
-    count = state["count"] + 1
+    grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     square = average(state["exp_avg_sq"], grad * grad, beta2)
     new = {"exp_avg": mean, "exp_avg_sq": square, "count": count}
@@ -69,7 +69,7 @@ def scale_by_amsgrad(
 
     Source: AMSGrad (Reddi et al. 2018, arXiv 1904.09237), as `torch.optim.Adam` has it.
     """
-    count = state["count"] + 1
+    grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     square = average(state["exp_avg_sq"], grad * grad, beta2)
     largest = torch.maximum(state["max_exp_avg_sq"], square)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..core.link import elementwise
 from ..data.hyper import Bool, Decay, NonNegative, Number
-from .memory import average, zeros
+from .memory import average, wide, zeros
 from .transforms import sign
 
 
@@ -51,6 +51,7 @@ def trace(
     Source: `torch.optim.SGD` (Sutskever et al. 2013, "On the importance of initialization and
     momentum in deep learning").
     """
+    grad = wide(grad)
     keep = 1 - dampening * (state["count"] > 0).double()
     buffer = momentum * state["momentum_buffer"] + keep * grad
     new = {"momentum_buffer": buffer, "count": state["count"] + 1}
@@ -78,5 +79,6 @@ def scale_by_lion(
 
     Source: Lion (Chen et al. 2023, arXiv 2302.06675).
     """
+    grad = wide(grad)
     mixed = average(state["exp_avg"], grad, beta1)
     return sign.function(mixed), {"exp_avg": average(state["exp_avg"], grad, beta2)}

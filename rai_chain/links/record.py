@@ -25,18 +25,19 @@ class Record(Wrapper):
         return self
 
     def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
-        device = next((leaf.device for leaf in leaves if leaf is not None), None)
+        device = next((leaf.device for leaf in leaves if leaf is not None), "cpu")
         size = (self.options["capacity"],)
-        return {self.options["name"]: torch.full(size, math.nan, device=device)}
+        empty = torch.full(size, math.nan, dtype=torch.float32, device=device)
+        return {self.options["name"]: empty}
 
     def wrap(
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
     ) -> tuple[Leaves, State]:
         name, capacity = self.options["name"], self.options["capacity"]
-        value = torch.as_tensor(self.options["fn"](unflatten(list(leaves), run.spec)))
-        history = state[name]
+        value, history = self.options["fn"](unflatten(list(leaves), run.spec)), state[name]
+        value = torch.as_tensor(value, dtype=history.dtype, device=history.device)
         here = torch.arange(capacity, device=history.device) == state["step"] % capacity
-        new = torch.where(here, value.detach().to(history.dtype), history)
+        new = torch.where(here, value.detach(), history)
         return list(leaves), {"inner": state["inner"], name: new}
 
 
@@ -118,12 +119,14 @@ def global_norm(tree: Tree) -> Tensor:
         for leaf in flatten(tree)[0]
         if leaf is not None
     ]
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    if not norms:
+        return torch.zeros((), dtype=torch.float32, device="cpu")
+    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
     return total
 
 
 def sparsity(tree: Tree) -> Tensor:
-    """The fraction of zeros among all elements of a tree, 0-dim float32.
+    """The fraction of zeros among all elements of a tree, 0-dim float32; 0 where it has none.
 
     Example:
         >>> import torch
@@ -133,6 +136,8 @@ def sparsity(tree: Tree) -> Tensor:
     Source: its definition.
     """
     leaves = [leaf for leaf in flatten(tree)[0] if leaf is not None]
+    if not leaves:
+        return torch.zeros((), dtype=torch.float32, device="cpu")
     zero = torch.stack([(leaf == 0).sum() for leaf in leaves]).sum()
     fraction: Tensor = zero.float() / max(1, sum(leaf.numel() for leaf in leaves))
     return fraction

@@ -35,7 +35,7 @@ class Schedule:
             check_value(name, getattr(self, name), rule)
 
     def __call__(self, step: Any) -> Tensor:
-        step = torch.as_tensor(step)
+        step = step if isinstance(step, Tensor) else torch.as_tensor(step, device="cpu")
         value = torch.as_tensor(self.at(step.double()), dtype=torch.float64, device=step.device)
         return value.expand(step.shape)
 

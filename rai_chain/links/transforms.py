@@ -397,7 +397,7 @@ def add_noise(
     Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep
     Networks", arXiv 1511.06807.
     """
-    deviation = (eta / (1.0 + step) ** gamma) ** 0.5
+    deviation = (eta / (1.0 + step.double()) ** gamma) ** 0.5
     noise = normal(key, tuple(grad.shape)).to(torch.promote_types(grad.dtype, torch.float32))
     noisy: Tensor = grad + deviation * noise
     return noisy

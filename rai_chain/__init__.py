@@ -7,6 +7,16 @@ from .core.pipeline import GradientTransformation, apply_updates
 from .data.rows import to_batch
 from .links.adaptive import scale_by_rms, scale_by_stddev
 from .links.averages import ema
+from .links.cycles import (
+    cosine_onecycle_schedule,
+    join_schedules,
+    linear_onecycle_schedule,
+    sgdr_schedule,
+    warmup_constant_schedule,
+    warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+    warmup_stable_decay_schedule,
+)
 from .links.descent import (
     add_decayed_weights,
     add_updates,
@@ -43,11 +53,11 @@ from .links.schedules import (
     constant_schedule,
     cosine_decay_schedule,
     exponential_decay,
-    join_schedules,
+    inverse_sqrt_schedule,
     linear_schedule,
     piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
     polynomial_schedule,
-    warmup_cosine_decay_schedule,
 )
 from .links.transforms import (
     add_noise,
@@ -95,6 +105,7 @@ __all__ = [
     "conditionally",
     "constant_schedule",
     "cosine_decay_schedule",
+    "cosine_onecycle_schedule",
     "descend_and_decay",
     "elementwise",
     "ema",
@@ -104,12 +115,14 @@ __all__ = [
     "from_torch",
     "global_norm",
     "identity",
+    "inverse_sqrt_schedule",
     "join_schedules",
     "l1_ball",
     "l1_oracle",
     "l1q_oracle",
     "l2_ball",
     "l2_oracle",
+    "linear_onecycle_schedule",
     "linear_schedule",
     "linf_ball",
     "linf_oracle",
@@ -124,6 +137,7 @@ __all__ = [
     "optim",
     "partition",
     "piecewise_constant_schedule",
+    "piecewise_interpolate_schedule",
     "polynomial_schedule",
     "project_box",
     "project_l1_ball",
@@ -143,6 +157,7 @@ __all__ = [
     "scale_by_rms",
     "scale_by_stddev",
     "sgd",
+    "sgdr_schedule",
     "sign",
     "simplex",
     "sparsity",
@@ -150,5 +165,8 @@ __all__ = [
     "top_q",
     "trace",
     "treewise",
+    "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",
+    "warmup_exponential_decay_schedule",
+    "warmup_stable_decay_schedule",
 ]

@@ -1,3 +1,4 @@
 """Schedules: hyperparameters as functions of the step."""
 
+from .links.cycles import *
 from .links.schedules import *

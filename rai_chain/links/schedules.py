@@ -9,14 +9,14 @@ made, print, pickle, and read no tensor on the host, so they go under vmap and i
 
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from ..data.hyper import Bool, NonNegative, Number, Optional, Range, rules_of
+from ..data.hyper import Bool, Flag, NonNegative, Number, Optional, Range, rules_of
 from ..data.tree import is_container
 
 Steps = Annotated[Any, Range(1)]
@@ -100,8 +100,8 @@ class polynomial_schedule(Schedule):
     transition_begin: NonNegative = 0
 
     def at(self, t: Tensor) -> Any:
-        left = (1 - _progress(t - self.transition_begin, self.transition_steps)) ** self.power
-        return _mix(self.init_value, self.end_value, left)
+        left = (1 - progress(t - self.transition_begin, self.transition_steps)) ** self.power
+        return mix(self.init_value, self.end_value, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,8 +131,8 @@ class linear_schedule(Schedule):
     transition_begin: NonNegative = 0
 
     def at(self, t: Tensor) -> Any:
-        left = 1 - _progress(t - self.transition_begin, self.transition_steps)
-        return _mix(self.init_value, self.end_value, left)
+        left = 1 - progress(t - self.transition_begin, self.transition_steps)
+        return mix(self.init_value, self.end_value, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -162,7 +162,8 @@ class cosine_decay_schedule(Schedule):
     exponent: NonNegative = 1.0
 
     def at(self, t: Tensor) -> Any:
-        return self.init_value * _mix(1.0, self.alpha, _cosine(t, self.decay_steps, self.exponent))
+        left = half_cosine(t, self.decay_steps, self.exponent)
+        return self.init_value * mix(1.0, self.alpha, left)
 
 
 @dataclass(frozen=True, eq=False)
@@ -197,11 +198,11 @@ class exponential_decay(Schedule):
 
     def at(self, t: Tensor) -> Any:
         times = ((t - self.transition_begin) / self.transition_steps).clamp(min=0)
-        rate = torch.as_tensor(self.decay_rate, dtype=t.dtype, device=t.device)
+        rate = like(t, self.decay_rate)
         value = self.init_value * rate ** (times.floor() if self.staircase else times)
         if self.end_value is None:
             return value
-        end = torch.as_tensor(self.end_value, dtype=t.dtype, device=t.device)
+        end = like(t, self.end_value)
         return torch.where(rate < 1, torch.maximum(value, end), torch.minimum(value, end))
 
 
@@ -230,110 +231,84 @@ class piecewise_constant_schedule(Schedule):
 
     def __post_init__(self) -> None:
         check_value("init_value", self.init_value, Range())
-        scales = {} if self.boundaries_and_scales is None else self.boundaries_and_scales
-        if not isinstance(scales, Mapping):
-            raise TypeError(f"`boundaries_and_scales` must map steps to factors  Got: {scales!r}")
-        for boundary, scale in scales.items():
-            check_value("boundaries_and_scales", boundary, Range(0))
-            check_value("boundaries_and_scales", scale, Range())
+        check_scales(self.boundaries_and_scales)
 
     def at(self, t: Tensor) -> Any:
-        value = torch.as_tensor(self.init_value, dtype=t.dtype, device=t.device)
+        value = like(t, self.init_value)
         for boundary, scale in (self.boundaries_and_scales or {}).items():
             value = torch.where(t < boundary, value, value * scale)
         return value
 
 
 @dataclass(frozen=True, eq=False)
-class warmup_cosine_decay_schedule(Schedule):
-    """Rise along a straight line, then decay along half a cosine.
+class piecewise_interpolate_schedule(Schedule):
+    """Go from each of some steps to the next along a line or half a cosine.
+
+    Args:
+        interpolate_type: "linear" or "cosine".
+        init_value: the value at step 0, any number but NaN.
+        boundaries_and_scales: step -> the factor by which the value there is that of the step
+            before it in the mapping; steps >= 0. Constant after the last. Or None.
+
+    Raises:
+        TypeError: `boundaries_and_scales` is no mapping.
+        ValueError: a value outside its range, or another `interpolate_type`.
+
+    Example:
+        >>> import torch
+        >>> piecewise_interpolate_schedule("linear", 1.0, {2: 3.0, 4: 0.0})(torch.arange(6))
+        tensor([1.0000, 2.0000, 3.0000, 1.5000, 0.0000, 0.0000], dtype=torch.float64)
+
+    Source: the function of the same name in optax.
+    """
+
+    interpolate_type: str
+    init_value: Number
+    boundaries_and_scales: Mapping[int, Any] | None = None
+
+    def __post_init__(self) -> None:
+        Flag(("linear", "cosine")).check("interpolate_type", self.interpolate_type)
+        check_value("init_value", self.init_value, Range())
+        check_scales(self.boundaries_and_scales)
+
+    def at(self, t: Tensor) -> Any:
+        points = [(0, self.init_value)]
+        for boundary, scale in sorted((self.boundaries_and_scales or {}).items()):
+            points.append((boundary, points[-1][1] * scale))
+        return through(t, points, self.interpolate_type)
+
+
+@dataclass(frozen=True, eq=False)
+class inverse_sqrt_schedule(Schedule):
+    """Rise along a straight line, then fall with one over the root of the step.
+
+    ``peak_value * sqrt(warmup_steps / step)`` from `warmup_steps` on.
 
     Args:
         init_value: the first value, any number but NaN.
         peak_value: the value at `warmup_steps`, likewise.
         warmup_steps: length of the rise, >= 1.
-        decay_steps: length of rise and decay together, > warmup_steps.
-        end_value: the value from `decay_steps` on, any number but NaN.
-        exponent: power of the cosine term, >= 0.
 
     Raises:
         ValueError: a value outside its range.
 
     Example:
         >>> import torch
-        >>> warmup_cosine_decay_schedule(0.0, 1.0, 2, 6)(torch.arange(7))
-        tensor([0.0000, 0.5000, 1.0000, 0.8536, 0.5000, 0.1464, 0.0000],
-               dtype=torch.float64)
+        >>> inverse_sqrt_schedule(0.0, 1.0, warmup_steps=2)(torch.tensor([0, 1, 2, 8]))
+        tensor([0.0000, 0.5000, 1.0000, 0.5000], dtype=torch.float64)
 
-    Source: the function of the same name in optax.
+    Source: the learning rate of Vaswani et al. 2017, "Attention Is All You Need", arXiv 1706.03762.
     """
 
     init_value: Number
     peak_value: Number
     warmup_steps: Steps
-    decay_steps: Steps
-    end_value: Number = 0.0
-    exponent: NonNegative = 1.0
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        warmup, decay = self.warmup_steps, self.decay_steps
-        if not (isinstance(warmup, Tensor) or isinstance(decay, Tensor)) and decay <= warmup:
-            raise ValueError(
-                f"`decay_steps` must satisfy warmup_steps(= {warmup}) < decay_steps  Got: {decay}"
-            )
 
     def at(self, t: Tensor) -> Any:
-        rise = _mix(self.peak_value, self.init_value, _progress(t, self.warmup_steps))
-        after, length = t - self.warmup_steps, self.decay_steps - self.warmup_steps
-        decay = _mix(self.peak_value, self.end_value, _cosine(after, length, self.exponent))
-        return torch.where(after < 0, rise, decay)
-
-
-@dataclass(frozen=True, eq=False)
-class join_schedules(Schedule):
-    """Follow one schedule after another; each counts from its own boundary.
-
-    Args:
-        schedules: functions of the step, one at least.
-        boundaries: the steps at which the next one begins, ascending and >= 0; one fewer.
-
-    Raises:
-        TypeError: `schedules` holds what is no function.
-        ValueError: `boundaries` does not fit.
-
-    Example:
-        >>> import torch
-        >>> rise = linear_schedule(0.0, 1.0, 2)
-        >>> join_schedules([rise, constant_schedule(0.5)], [3])(torch.arange(5))
-        tensor([0.0000, 0.5000, 1.0000, 0.5000, 0.5000], dtype=torch.float64)
-
-    Source: the function of the same name in optax.
-    """
-
-    schedules: Sequence[Callable[[Tensor], Any]]
-    boundaries: Sequence[int]
-
-    def __post_init__(self) -> None:
-        if not self.schedules or not all(map(callable, self.schedules)):
-            raise TypeError(f"`schedules` must hold functions of the step  Got: {self.schedules!r}")
-        numbers = [b for b in self.boundaries if not isinstance(b, Tensor)]
-        for boundary in numbers:
-            check_value("boundaries", boundary, Range(0))
-        if sorted(numbers) != numbers or len(self.boundaries) != len(self.schedules) - 1:
-            raise ValueError(
-                f"`boundaries` must be {len(self.schedules) - 1} ascending steps, one fewer than "
-                f"schedules  Got: {self.boundaries!r}"
-            )
-
-    def at(self, t: Tensor) -> Any:
-        value = torch.as_tensor(self.schedules[0](t.long()), dtype=t.dtype, device=t.device)
-        for boundary, schedule in zip(self.boundaries, self.schedules[1:], strict=True):
-            own = schedule((t - boundary).clamp(min=0).long())
-            value = torch.where(
-                t < boundary, value, torch.as_tensor(own, dtype=t.dtype, device=t.device)
-            )
-        return value
+        length = like(t, self.warmup_steps)
+        rise = mix(self.peak_value, self.init_value, progress(t, length))
+        fall = self.peak_value * (length / torch.maximum(t, length)).sqrt()
+        return torch.where(t < length, rise, fall)
 
 
 def check_value(name: str, value: Any, rule: Any) -> None:
@@ -343,16 +318,46 @@ def check_value(name: str, value: Any, rule: Any) -> None:
     rule.check(name, value)
 
 
-def _progress(t: Tensor, steps: Any) -> Tensor:
-    """What is done of `steps` steps, from 0 to 1."""
-    return torch.clamp(t / steps, 0, 1)
+def check_scales(scales: Any) -> None:
+    """Refuse `boundaries_and_scales` that map no steps to factors."""
+    if not isinstance(scales, Mapping | None):
+        raise TypeError(f"`boundaries_and_scales` must map steps to factors  Got: {scales!r}")
+    for boundary, scale in (scales or {}).items():
+        check_value("boundaries_and_scales", boundary, Range(0))
+        check_value("boundaries_and_scales", scale, Range())
 
 
-def _cosine(t: Tensor, steps: Any, exponent: Any) -> Any:
+def like(t: Tensor, value: Any) -> Tensor:
+    """A number or a tensor in the dtype and on the device of the step."""
+    return torch.as_tensor(value, dtype=t.dtype, device=t.device)
+
+
+def progress(t: Tensor, steps: Any) -> Tensor:
+    """What is done of `steps` steps, from 0 to 1; of none at all, one step does it."""
+    return torch.clamp(t / like(t, steps).clamp(min=1), 0, 1)
+
+
+def half_cosine(t: Tensor, steps: Any, exponent: Any = 1.0) -> Any:
     """From 1 to 0 in `steps` steps, along half a cosine."""
-    return (0.5 * (1 + torch.cos(math.pi * _progress(t, steps)))) ** exponent
+    return (0.5 * (1 + torch.cos(math.pi * progress(t, steps)))) ** exponent
 
 
-def _mix(a: Any, b: Any, share: Any) -> Any:
+def mix(a: Any, b: Any, share: Any) -> Any:
     """`share` of a and the rest of b: exactly a at 1, exactly b at 0."""
     return a * share + b * (1 - share)
+
+
+def through(t: Tensor, points: Sequence[tuple[Any, Any]], interpolate_type: str) -> Any:
+    """The curve through points (step, value) of ascending steps, constant before and after."""
+    (start, value), *others = points
+    curve = like(t, value)
+    for end, target in others:
+        left = (
+            half_cosine(t - start, end - start)
+            if interpolate_type == "cosine"
+            else 1 - progress(t - start, end - start)
+        )
+        part = torch.where(t < end, mix(value, target, left), target)
+        curve = torch.where(t < start, curve, part)
+        start, value = end, target
+    return curve

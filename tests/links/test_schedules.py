@@ -17,12 +17,20 @@ from rai_chain.schedules import (
     Schedule,
     constant_schedule,
     cosine_decay_schedule,
+    cosine_onecycle_schedule,
     exponential_decay,
+    inverse_sqrt_schedule,
     join_schedules,
+    linear_onecycle_schedule,
     linear_schedule,
     piecewise_constant_schedule,
+    piecewise_interpolate_schedule,
     polynomial_schedule,
+    sgdr_schedule,
+    warmup_constant_schedule,
     warmup_cosine_decay_schedule,
+    warmup_exponential_decay_schedule,
+    warmup_stable_decay_schedule,
 )
 
 
@@ -62,6 +70,58 @@ FORMS: list[tuple[Schedule, Callable[[int], float]]] = [
             [4, 8],
         ),
         lambda t: t / 4 if t < 4 else 1.0 if t < 8 else 0.5 ** (t - 8),
+    ),
+    (
+        warmup_cosine_decay_schedule(9.0, 3.0, 0, 6, 0.2),
+        lambda t: 0.2 + 2.8 * cosine(t, 6),
+    ),
+    (
+        piecewise_interpolate_schedule("linear", 2.0, {9: 0.5, 4: 3.0}),
+        lambda t: 2 + 4 * part(t, 4) - 3 * part(t - 4, 5),
+    ),
+    (
+        piecewise_interpolate_schedule("cosine", 2.0, {4: 3.0, 9: 0.5}),
+        lambda t: 6 - 4 * cosine(t, 4) if t < 4 else 3 + 3 * cosine(t - 4, 5),
+    ),
+    (piecewise_interpolate_schedule("cosine", 2.0, {0: 3.0}), lambda t: 6.0),
+    (piecewise_interpolate_schedule("linear", 2.0), lambda t: 2.0),
+    (
+        inverse_sqrt_schedule(0.1, 0.5, 4),
+        lambda t: 0.1 + 0.4 * t / 4 if t < 4 else 0.5 * math.sqrt(4 / t),
+    ),
+    (warmup_constant_schedule(0.1, 0.5, 4), lambda t: 0.1 + 0.4 * part(t, 4)),
+    (
+        warmup_exponential_decay_schedule(0.1, 0.5, 4, 2, 0.7, 3),
+        lambda t: 0.1 + 0.4 * t / 4 if t < 4 else 0.5 * 0.7 ** max(0, (t - 7) / 2),
+    ),
+    (
+        warmup_stable_decay_schedule(0.1, 0.5, 4, 3, 5, 0.2),
+        lambda t: 0.1 + 0.4 * part(t, 4) - 0.3 * part(t - 7, 5),
+    ),
+    (warmup_stable_decay_schedule(9.0, 0.5, 0, 3, 0, 0.2), lambda t: 0.5 if t < 3 else 0.2),
+    (
+        linear_onecycle_schedule(12, 2.0, 0.3, 0.85, 4.0, 10.0),
+        lambda t: 0.5 + 1.5 * part(t, 3) - 1.5 * part(t - 3, 7) - 0.45 * part(t - 10, 2),
+    ),
+    (
+        cosine_onecycle_schedule(12, 2.0, 0.3, 4.0, 10.0),
+        lambda t: 2.0 - 1.5 * cosine(t, 3) if t < 3 else 0.05 + 1.95 * cosine(t - 3, 9),
+    ),
+    (
+        sgdr_schedule(
+            [
+                {"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 2, "decay_steps": 6},
+                {"init_value": 0.1, "peak_value": 0.5, "warmup_steps": 1, "decay_steps": 4},
+                {"init_value": 0.2, "peak_value": 0.2, "warmup_steps": 0, "decay_steps": 9},
+            ]
+        ),
+        lambda t: (
+            (t / 2 if t < 2 else cosine(t - 2, 4))
+            if t < 6
+            else (0.1 if t == 6 else 0.5 * cosine(t - 7, 3))
+            if t < 10
+            else 0.2 * cosine(t - 10, 9)
+        ),
     ),
 ]
 forms = pytest.mark.parametrize(("schedule", "form"), FORMS, ids=lambda x: type(x).__name__)
@@ -109,6 +169,37 @@ def test_begins_and_ends_exactly() -> None:
             warmup_cosine_decay_schedule(first, 0.7, 3, 7, last),
         ):
             assert make(0).item() == first and make(7).item() == make(700).item() == last
+
+
+def test_a_cycle_of_any_length_ends_where_it_should() -> None:
+    for steps in range(1, 30):
+        for make in (
+            linear_onecycle_schedule(steps, 2.0),
+            cosine_onecycle_schedule(steps, 2.0),
+        ):
+            curve, end = make(torch.arange(steps + 2)), torch.full((2,), 8e-6).double()
+            assert curve.isfinite().all() and curve.max() <= 2.0
+            torch.testing.assert_close(curve[-2:], end, rtol=1e-7, atol=0)
+
+
+def test_lengths_of_parts_may_be_tensors_under_vmap_and_grad() -> None:
+    def total(warmup: torch.Tensor, peak: torch.Tensor) -> torch.Tensor:
+        curves = (
+            warmup_stable_decay_schedule(0.0, peak, warmup, 2, 3),
+            inverse_sqrt_schedule(0.0, peak, warmup),
+            warmup_exponential_decay_schedule(0.0, peak, warmup, 2, 0.5),
+            linear_onecycle_schedule(4 * warmup, peak),
+            cosine_onecycle_schedule(4 * warmup, peak),
+        )
+        return torch.stack([curve(STEPS).sum() for curve in curves]).sum()
+
+    warmups, peaks = torch.tensor([1.0, 3.0]).double(), torch.tensor([0.5, 2.0]).double()
+    together = vmap(total)(warmups, peaks)
+    for i in range(2):
+        torch.testing.assert_close(together[i], total(warmups[i], peaks[i]))
+        slopes = grad(total, argnums=(0, 1))(warmups[i], peaks[i])
+        assert all(s.isfinite() for s in slopes)
+        torch.testing.assert_close(slopes[1] * peaks[i], together[i])  # linear in the peak
 
 
 def test_options_may_be_tensors_under_vmap_and_grad() -> None:
@@ -212,6 +303,31 @@ def test_in_the_optimizer_it_is_the_value_of_each_step() -> None:
             lambda: warmup_cosine_decay_schedule(0.0, 1.0, 5, 5),
             ValueError,
             "`decay_steps` must satisfy warmup_steps(= 5) < decay_steps  Got: 5",
+        ),
+        (
+            lambda: piecewise_interpolate_schedule("cubic", 1.0),
+            ValueError,
+            "`interpolate_type` must be one of 'linear', 'cosine'  Got: 'cubic'",
+        ),
+        (
+            lambda: piecewise_interpolate_schedule("linear", 1.0, 3),
+            TypeError,
+            "`boundaries_and_scales` must map steps to factors  Got: 3",
+        ),
+        (
+            lambda: linear_onecycle_schedule(9, 1.0, 0.5, 0.4),
+            ValueError,
+            "`pct_final` must satisfy pct_start(= 0.5) <= pct_final  Got: 0.4",
+        ),
+        (
+            lambda: cosine_onecycle_schedule(9, 1.0, div_factor=0.5),
+            ValueError,
+            "`div_factor` must satisfy 1 <= div_factor  Got: 0.5",
+        ),
+        (
+            lambda: sgdr_schedule([]),
+            TypeError,
+            "`schedules` must hold functions of the step  Got: []",
         ),
         (
             lambda: join_schedules([], []),

@@ -38,7 +38,10 @@ DIFFERENCES = {
     "scale_by_amsgrad": "the largest square before it is debiased, as in torch; optax's after",
     "rmsprop, schedule": "the rate multiplies the sum of updates, as in torch; optax sums with it",
     "cosine_decay_schedule at negative": "constant before step 0; optax mirrors the cosine",
+    "cosine_onecycle_schedule at negative": "constant before step 0; optax is 0",
     "exponential_decay(1.0, 3, 0.0)": "decays to 0; optax is constant at rate 0",
+    "linear_onecycle_schedule at negative": "constant before step 0; optax is 0",
+    "piecewise_interpolate_schedule at negative": "constant before step 0; optax is 0",
     "warmup_cosine_decay_schedule(0.5, 0.0, 4, 10, 0.2)": (
         "ends at end_value; optax ends at 0 where the peak is 0"
     ),
@@ -424,6 +427,10 @@ NUMBERS: dict[str, Any] = {
     "negative": [-1, -3, -40],
     "huge": [10**6, 2**31 - 2, 2**31 + 5, 2**53],
 }
+CYCLES = [
+    {"init_value": 0.0, "peak_value": 1.0, "warmup_steps": 5, "decay_steps": 20},
+    {"init_value": 0.1, "peak_value": 0.5, "warmup_steps": 1, "decay_steps": 30, "exponent": 2.0},
+]
 SCHEDULES: dict[str, list[tuple[Any, ...]]] = {
     "constant_schedule": [(0.3,)],
     "linear_schedule": [(2.0, -1.0, 7), (0.1, 0.3, 20, 5)],
@@ -447,14 +454,28 @@ SCHEDULES: dict[str, list[tuple[Any, ...]]] = {
         (0.0, 1.0, 10, 60),
         (0.5, 0.0, 4, 10, 0.2),
     ],
+    "warmup_constant_schedule": [(0.5, 3.0, 4)],
+    "warmup_exponential_decay_schedule": [
+        (0.5, 3.0, 4, 6, 0.7),
+        (0.5, 3.0, 4, 6, 0.7, 3, True, 0.4),
+    ],
+    "piecewise_interpolate_schedule": [
+        ("linear", 2.0, {9: 0.5, 4: 3.0}),
+        ("cosine", 2.0, {9: 0.5, 4: 3.0, 30: 0.0}),
+        ("cosine", 2.0, {0: 0.5, 7: 3.0}),
+        ("linear", 2.0, None),
+    ],
+    "linear_onecycle_schedule": [(50, 2.0), (33, 0.1, 0.2, 0.5, 3.0, 20.0)],
+    "cosine_onecycle_schedule": [(50, 2.0), (33, 0.1, 0.2, 3.0, 20.0)],
+    "sgdr_schedule": [(CYCLES,)],
 }
 
 
 def schedule_error(name: str, args: tuple[Any, ...], kind: str) -> float:
     numbers = list(NUMBERS[kind])
     with jax.enable_x64(True):
-        theirs = np.asarray(getattr(optax, name)(*args)(jnp.asarray(numbers, F64)))
-    return error(getattr(rc, name)(*args)(torch.tensor(numbers)), theirs * np.ones(len(numbers)))
+        theirs = np.asarray(jax.vmap(getattr(optax, name)(*args))(jnp.asarray(numbers, F64)))
+    return error(getattr(rc, name)(*args)(torch.tensor(numbers)), theirs)
 
 
 @pytest.mark.parametrize("kind", NUMBERS)

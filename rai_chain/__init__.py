@@ -7,6 +7,15 @@ from .core.pipeline import GradientTransformation, apply_updates
 from .data.rows import to_batch
 from .links.adaptive import scale_by_rms, scale_by_stddev
 from .links.averages import ema
+from .links.clipping import (
+    adaptive_grad_clip,
+    clip,
+    clip_by_block_rms,
+    normalize_by_update_norm,
+    per_example_global_norm_clip,
+    zero_nans,
+)
+from .links.compression import ef_sign, qsgd, random_k, terngrad, threshold, top_k
 from .links.cycles import (
     cosine_onecycle_schedule,
     join_schedules,
@@ -23,6 +32,7 @@ from .links.descent import (
     descend_and_decay,
     negate,
     scale_by_learning_rate,
+    set_to_zero,
 )
 from .links.frank_wolfe import (
     frank_wolfe_step,
@@ -48,6 +58,7 @@ from .links.projections import (
     project_simplex,
     simplex,
 )
+from .links.proximal import soft_threshold
 from .links.record import global_norm, record, records, sparsity
 from .links.schedules import (
     constant_schedule,
@@ -90,6 +101,7 @@ __all__ = [
     "accumulate",
     "adam",
     "adamw",
+    "adaptive_grad_clip",
     "add_decayed_weights",
     "add_noise",
     "add_updates",
@@ -100,6 +112,8 @@ __all__ = [
     "centralize",
     "chain",
     "clamp",
+    "clip",
+    "clip_by_block_rms",
     "clip_by_global_norm",
     "clip_by_norm",
     "conditionally",
@@ -107,6 +121,7 @@ __all__ = [
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
     "descend_and_decay",
+    "ef_sign",
     "elementwise",
     "ema",
     "error_feedback",
@@ -133,9 +148,11 @@ __all__ = [
     "nan_to_num",
     "negate",
     "normalize",
+    "normalize_by_update_norm",
     "one_hot_sign",
     "optim",
     "partition",
+    "per_example_global_norm_clip",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
     "polynomial_schedule",
@@ -144,6 +161,8 @@ __all__ = [
     "project_l2_ball",
     "project_linf_ball",
     "project_simplex",
+    "qsgd",
+    "random_k",
     "record",
     "records",
     "rmsprop",
@@ -156,12 +175,17 @@ __all__ = [
     "scale_by_lion",
     "scale_by_rms",
     "scale_by_stddev",
+    "set_to_zero",
     "sgd",
     "sgdr_schedule",
     "sign",
     "simplex",
+    "soft_threshold",
     "sparsity",
+    "terngrad",
+    "threshold",
     "to_batch",
+    "top_k",
     "top_q",
     "trace",
     "treewise",
@@ -169,4 +193,5 @@ __all__ = [
     "warmup_cosine_decay_schedule",
     "warmup_exponential_decay_schedule",
     "warmup_stable_decay_schedule",
+    "zero_nans",
 ]

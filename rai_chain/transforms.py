@@ -1,4 +1,6 @@
 """The gradient links."""
 
 from .links.averages import *
+from .links.clipping import *
+from .links.compression import *
 from .links.transforms import *

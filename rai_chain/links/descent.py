@@ -72,6 +72,20 @@ def negate(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 @elementwise
+def set_to_zero(grad: Tensor) -> Tensor:
+    """Replace each element by 0, NaN too: what freezes a parameter, to the bit.
+
+    Example:
+        >>> import torch
+        >>> set_to_zero().update(torch.tensor([-1.0, float("nan")]), ())[0]
+        tensor([0., 0.])
+
+    Source: the function of the same name in optax.
+    """
+    return torch.zeros_like(grad)
+
+
+@elementwise
 def add_decayed_weights(grad: Tensor, weight_decay: NonNegative = 0.0, *, param: Tensor) -> Any:
     """Add `weight_decay` times the parameter; `update` needs `params`.
 

@@ -150,6 +150,24 @@ def block_rms(d: Draw) -> Case:
     return Case(optax.clip_by_block_rms(d.x), rc.clip_by_norm(bound, param_ndim=None))
 
 
+def adaptive_clip(d: Draw) -> Case:
+    """Theirs has weights as (inputs, outputs), and takes a vector as one row."""
+    turn = partial(tree_map, lambda x: x.T)
+    clipping, eps = d.power(-2, 0), d.power(-3, 0)
+    inner = optax.adaptive_grad_clip(clipping, eps)
+    theirs = optax.GradientTransformation(
+        inner.init, lambda u, state, p: (turn(inner.update(turn(u), state, turn(p))[0]), state)
+    )
+    d.params = {"b": d.leaf((4,)), "w": d.leaf((3, 5))}
+    row = rc.adaptive_grad_clip(clipping, eps, param_ndim=1)
+    return Case(theirs, row)
+
+
+def update_norm(d: Draw) -> Case:
+    args = d.x, d.power(-8, -1)
+    return Case(optax.normalize_by_update_norm(*args), rc.normalize_by_update_norm(*args))
+
+
 def ema(d: Draw, debias: bool = True) -> Case:
     decay = 1 - d.power(-4, -0.3)
     return Case(optax.ema(decay, debias), rc.ema(decay, debias), {"ema": "ema"})
@@ -297,6 +315,12 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "scale": number(optax.scale, rc.scale),
     "scale_by_learning_rate": number(optax.scale_by_learning_rate, rc.scale_by_learning_rate),
     "scale_by_learning_rate, schedule": scheduled,
+    "clip": number(optax.clip, rc.clip),
+    "clip_by_block_rms": number(optax.clip_by_block_rms, rc.clip_by_block_rms),
+    "adaptive_grad_clip": adaptive_clip,
+    "normalize_by_update_norm": update_norm,
+    "set_to_zero": lambda d: Case(optax.set_to_zero(), rc.set_to_zero(), bad=0.2),
+    "zero_nans": lambda d: Case(optax.zero_nans(), rc.zero_nans(), bad=0.2),
     "sign": lambda d: Case(optax.scale_by_sign(), rc.sign()),
     "identity": lambda d: Case(optax.identity(), rc.identity()),
     "nan_to_num": lambda d: Case(optax.zero_nans(), rc.nan_to_num(0.0, INF, -INF), bad=0.2),
@@ -384,7 +408,7 @@ def draw_grads(d: Draw, bad: float) -> Iterator[Any]:
     for _ in range(STEPS):
         grads = tree_map(lambda x: d.leaf(x.shape, -3, 1), d.params)
         if d.random.random() < bad:
-            grads["b"][d.whole(0, 4)] = d.random.choice([np.nan, INF, -INF])
+            grads["b"].flat[d.whole(0, 4)] = d.random.choice([np.nan, INF, -INF])
         yield grads
 
 
@@ -532,6 +556,14 @@ FUNCTIONS: dict[str, tuple[Any, Any]] = {  # optax's and ours, of an array and a
     "clip_by_norm": (
         lambda x, s: jax.vmap(lambda y: optax.clip_by_global_norm(s).update(y, None)[0])(x),
         lambda x, s: rc.clip_by_norm(s).map(x),
+    ),
+    "per_example_global_norm_clip": (
+        lambda x, s: optax.per_example_global_norm_clip([x, x[:, 0]], s)[0][0],
+        lambda x, s: rc.per_example_global_norm_clip([x, x[:, 0]], s)[0][0],
+    ),
+    "per_example_global_norm_clip, count": (
+        lambda x, s: optax.per_example_global_norm_clip([x, x[:, 0]], s)[1],
+        lambda x, s: rc.per_example_global_norm_clip([x, x[:, 0]], s)[1],
     ),
     "global_norm": (
         lambda x, s: optax.tree.norm({"a": x, "b": [x[0]]}),

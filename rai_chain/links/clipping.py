@@ -1,0 +1,172 @@
+"""Updates held to a size: of an element, a row, a leaf, an example or the whole tree."""
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.link import elementwise, rowwise, treewise
+from ..data.hyper import NonNegative, Number
+from ..data.tree import Tree, flatten, unflatten
+from .transforms import clamped, clip_by_norm, row_norm
+
+
+@elementwise
+def clip(grad: Tensor, max_delta: NonNegative, *, out: Tensor | None = None) -> Tensor:
+    """Clamp each element to ``[-max_delta, max_delta]``; NaN stays.
+
+    Args:
+        max_delta: largest magnitude, >= 0.
+
+    Raises:
+        ValueError: max_delta < 0.
+
+    Example:
+        >>> import torch
+        >>> clip(2.5).update(torch.tensor([-4.0, 1.0, 3.0]), ())[0]
+        tensor([-2.5000,  1.0000,  2.5000])
+
+    Source: the function of the same name in optax.
+    """
+    return clamped(grad, -max_delta, max_delta, out)
+
+
+@elementwise
+def zero_nans(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
+    """Replace NaN by 0; inf and -inf stay.
+
+    Example:
+        >>> import torch
+        >>> zero_nans().update(torch.tensor([float("nan"), float("inf"), 1.0]), ())[0]
+        tensor([0., inf, 1.])
+
+    Source: the function of the same name in optax.
+    """
+    return torch.nan_to_num(grad, 0.0, math.inf, -math.inf, out=out)
+
+
+@treewise
+def clip_by_block_rms(leaves: list[Tensor], threshold: NonNegative) -> list[Tensor]:
+    """Scale each leaf whose root mean square exceeds `threshold` down to it.
+
+    ``g * min(1, threshold / rms(g))``; a leaf inside the bound keeps its bits.
+
+    Args:
+        threshold: largest root mean square, >= 0.
+
+    Raises:
+        ValueError: threshold < 0.
+
+    Example:
+        >>> import torch
+        >>> clip_by_block_rms(1.0).update(torch.tensor([1.0, 7.0, 5.0, 5.0]), ())[0]
+        tensor([0.2000, 1.4000, 1.0000, 1.0000])
+
+    Source: update clipping (Shazeer and Stern 2018, "Adafactor", arXiv 1804.04235).
+    """
+    rows = [(leaf.reshape(1, -1), threshold * leaf.numel() ** 0.5) for leaf in leaves]
+    clipped = [clip_by_norm.function(row, bound) for row, bound in rows]
+    return [c.reshape(leaf.shape) for c, leaf in zip(clipped, leaves, strict=True)]
+
+
+@rowwise
+def adaptive_grad_clip(
+    rows: Tensor, clipping: NonNegative, eps: NonNegative = 1e-3, *, param: Tensor
+) -> Any:
+    """Scale each row down to a fraction of the norm of its parameters; `update` needs `params`.
+
+    ``g * min(1, clipping * max(norm(param), eps) / norm(g))``; inside the bound bits stay.
+
+    Args:
+        clipping: largest ratio of the norms, >= 0.
+        eps: smallest norm of parameters, >= 0, so that those at zero can move.
+        param_ndim: what a row is, see `rai_chain.to_batch`. The default makes each unit of a
+            weight a row, and so each element of a bias.
+
+    Raises:
+        ValueError: a value is negative, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx, p = adaptive_grad_clip(0.5), torch.tensor([[6.0, 8.0], [0.3, 0.4]])
+        >>> tx.update(torch.tensor([[3.0, 4.0], [3.0, 4.0]]), (), params=p)[0]
+        tensor([[3.0000, 4.0000],
+                [0.1500, 0.2000]])
+
+    Source: Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without
+    Normalization", arXiv 2102.06171.
+    """
+    return clip_by_norm.function(rows, clipping * row_norm(param, 2).clamp(min=eps))
+
+
+@treewise
+def normalize_by_update_norm(
+    leaves: list[Tensor], scale_factor: Number = 1.0, eps: NonNegative = 1e-6
+) -> list[Tensor]:
+    """Divide all leaves by the Euclidean norm of all their elements.
+
+    ``g * scale_factor / (norm + eps)``
+
+    Args:
+        scale_factor: the norm of the result, up to eps; any number but NaN.
+        eps: added to the norm, >= 0.
+
+    Raises:
+        ValueError: scale_factor is NaN or eps < 0.
+
+    Example:
+        >>> import torch
+        >>> tx = normalize_by_update_norm(eps=0.0)
+        >>> tx.update({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])}, ())[0]
+        {'a': tensor([0.6000]), 'b': tensor([0.8000])}
+
+    Source: the function of the same name in optax.
+    """
+    if not leaves:
+        return leaves
+    norm = _norm_of_rows([leaf.reshape(1, -1) for leaf in leaves]).reshape(()) + eps
+    factor = scale_factor / torch.where(norm == 0, 1, norm)
+    return [(leaf * factor).to(leaf.dtype) for leaf in leaves]
+
+
+def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tensor]:
+    """Clip the gradient of each example to a norm over the whole tree, and sum over examples.
+
+    ``sum_i g_i * min(1, max_norm / norm(g_i))``. It is no link, as the sum has another shape;
+    with noise of deviation ``max_norm * multiplier`` added and divided by N it is the gradient
+    of DP-SGD, whose privacy is for the caller to account.
+
+    Args:
+        grads: a tree of tensors (N, ...), one entry for each example; None leaves stay.
+        max_norm: largest norm of an example, >= 0: a number or a tensor, 0-dim or (N,).
+
+    Returns:
+        The tree of sums, without the dimension of the examples, and how many were clipped, a
+        0-dim int64 tensor.
+
+    Example:
+        >>> import torch
+        >>> grads = {"w": torch.tensor([[3.0], [0.3]]), "b": torch.tensor([4.0, 0.4])}
+        >>> per_example_global_norm_clip(grads, 1.0)
+        ({'w': tensor([0.9000]), 'b': tensor(1.2000)}, tensor(1))
+
+    Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", arXiv 1607.00133.
+    """
+    leaves, spec = flatten(grads)
+    rows = [None if leaf is None else leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
+    norm = _norm_of_rows([r for r in rows if r is not None])
+    bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device).reshape(-1, 1)
+    outside = norm > bound
+    factor = torch.where(outside, bound / torch.where(outside, norm, 1), 1)
+    sums = [
+        None if r is None else (r * factor).sum(0).to(r.dtype).reshape(leaf.shape[1:])
+        for r, leaf in zip(rows, leaves, strict=True)
+    ]
+    return unflatten(sums, spec), outside.sum()
+
+
+def _norm_of_rows(parts: list[Tensor]) -> Tensor:
+    """The Euclidean norm of each row, (N, 1), of which each tensor (N, D) has a part."""
+    norm: Tensor = row_norm(torch.cat([row_norm(part, 2) for part in parts], 1), 2)
+    return norm

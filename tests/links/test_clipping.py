@@ -1,0 +1,95 @@
+"""What holds updates to a size: the bound holds, inside it nothing changes, and the edges."""
+
+import pytest
+import torch
+from torch.func import grad, vmap
+
+import rai_chain as rc
+
+
+def draw(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_clip_by_block_rms_bounds_each_leaf_by_itself() -> None:
+    tree = {"large": 5 * draw(3, 4), "small": 0.1 * draw(3, 4), "scalar": torch.tensor(-3.0)}
+    out = rc.clip_by_block_rms(1.0).map(tree)
+    assert torch.equal(out["small"], tree["small"])
+    for key in ("large", "scalar"):
+        torch.testing.assert_close(out[key].square().mean().sqrt(), torch.tensor(1.0))
+        torch.testing.assert_close(
+            out[key] / tree[key], out[key] * 0 + (out[key] / tree[key]).max()
+        )
+
+
+def test_adaptive_grad_clip_compares_rows_with_their_parameters() -> None:
+    p, g = draw(6, 4), draw(6, 4, seed=1)
+    p[0] = 0
+    p[1] = 100
+    tx = rc.adaptive_grad_clip(0.1, eps=1e-2)
+    out, _ = tx.update(g, tx.init(p), params=p)
+    bound = 0.1 * p.norm(dim=1).clamp(min=1e-2)
+    assert torch.equal(out[1], g[1])
+    torch.testing.assert_close(out.norm(dim=1), torch.minimum(g.norm(dim=1), bound))
+    with pytest.raises(ValueError, match="`params`"):
+        tx.update(g, tx.init(p))
+
+
+def test_normalize_by_update_norm_leaves_a_tree_of_zeros() -> None:
+    zeros = {"a": torch.zeros(2), "b": None}
+    out = rc.normalize_by_update_norm(eps=0.0).map(zeros)
+    assert torch.equal(out["a"], zeros["a"]) and out["b"] is None
+    assert rc.normalize_by_update_norm().map({"b": None}) == {"b": None}
+
+
+def test_set_to_zero_freezes_to_the_bit() -> None:
+    p = {"a": torch.tensor([1.1, -0.0, torch.inf]), "b": torch.ones(2)}
+    tx = rc.masked(rc.set_to_zero(), {"a": True, "b": False})
+    moved, _ = tx.step(p, {"a": torch.tensor([torch.nan, -1.0, 0.0]), "b": p["b"]}, tx.init(p))
+    assert torch.equal(moved["a"].view(torch.int32)[[0, 2]], p["a"].view(torch.int32)[[0, 2]])
+    assert torch.equal(moved["b"], torch.full((2,), 2.0))
+    zero = rc.set_to_zero().map(torch.tensor([-1.0, torch.nan]))
+    assert torch.equal(zero.view(torch.int32), torch.zeros(2, dtype=torch.int32))
+
+
+def test_per_example_clip_is_the_loop_over_examples() -> None:
+    grads = {"w": draw(5, 3, 2), "b": 2 * draw(5, seed=1), "none": None}
+    out, count = rc.per_example_global_norm_clip(grads, 1.5)
+    clip, clipped = rc.clip_by_global_norm(1.5), 0
+    total = {"w": torch.zeros(3, 2), "b": torch.zeros(())}
+    for i in range(5):
+        one = {"w": grads["w"][i], "b": grads["b"][i]}
+        clipped += bool(rc.global_norm(one) > 1.5)
+        small = clip.map(one)
+        total = {k: v + small[k] for k, v in total.items()}
+    assert out.pop("none") is None and int(count) == clipped and 0 < clipped < 5
+    torch.testing.assert_close(out, total)
+
+
+def test_per_example_clip_has_derivatives_and_bounds_of_examples() -> None:
+    x = draw(4, 3).double()
+    x[0] = 0
+    slope = grad(lambda x: rc.per_example_global_norm_clip([x], 0.5)[0][0].sum())(x)
+    assert slope.isfinite().all() and torch.equal(slope[0], torch.ones(3).double())
+    bounds = torch.tensor([0.0, 0.5, 1.0, 9.0]).double()
+    out, count = rc.per_example_global_norm_clip([x], bounds)
+    norm = x.norm(dim=1).clamp(min=1e-9)
+    expected = (x * (bounds / norm).clamp(max=1)[:, None]).sum(0)
+    torch.testing.assert_close(out[0], expected)
+    assert int(count) == int((x.norm(dim=1) > bounds).sum())
+    many = vmap(lambda x: rc.per_example_global_norm_clip([x], 0.5)[0][0])(x[:, :, None])
+    assert many.shape == (4, 1)
+
+
+def test_soft_threshold_solves_the_lasso() -> None:
+    """ISTA on an orthogonal design ends where the closed form says."""
+    q, _ = torch.linalg.qr(draw(8, 8).double())
+    target = 2 * draw(8, seed=1).double()
+    tx = rc.chain(rc.scale_by_learning_rate(0.5), rc.soft_threshold(0.5 * 0.7))
+    x = torch.zeros(8, dtype=torch.float64)
+    state = tx.init(x)
+    for _ in range(80):
+        x, state = tx.step(x, q.T @ (q @ x - target), state)
+    exact = q.T @ target
+    torch.testing.assert_close(x, exact.sign() * (exact.abs() - 0.7).clamp(min=0))
+    assert (x == 0).any()

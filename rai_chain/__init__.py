@@ -5,7 +5,14 @@ from .core.chain import chain, named_chain
 from .core.link import elementwise, rowwise, treewise
 from .core.pipeline import GradientTransformation, apply_updates
 from .data.rows import to_batch
-from .links.adaptive import scale_by_rms, scale_by_stddev
+from .links.adam import adabelief, adam, adamax, adamw, adan, nadam, radam, yogi
+from .links.adaptive import (
+    scale_by_adadelta,
+    scale_by_rms,
+    scale_by_rprop,
+    scale_by_rss,
+    scale_by_stddev,
+)
 from .links.averages import ema
 from .links.clipping import (
     adaptive_grad_clip,
@@ -43,9 +50,19 @@ from .links.frank_wolfe import (
     one_hot_sign,
 )
 from .links.from_torch import from_torch
-from .links.moments import scale_by_adam, scale_by_amsgrad
+from .links.layerwise import lamb, lars, scale_by_trust_ratio
+from .links.moments import (
+    scale_by_adam,
+    scale_by_adamax,
+    scale_by_adan,
+    scale_by_amsgrad,
+    scale_by_belief,
+    scale_by_nadam,
+    scale_by_radam,
+    scale_by_yogi,
+)
 from .links.momentum import scale_by_lion, trace
-from .links.optimizers import adam, adamw, lion, rmsprop, sgd
+from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
 from .links.projections import (
     box,
     l1_ball,
@@ -99,8 +116,13 @@ __version__ = "0.1.0"
 __all__ = [
     "GradientTransformation",
     "accumulate",
+    "adabelief",
+    "adadelta",
+    "adagrad",
     "adam",
+    "adamax",
     "adamw",
+    "adan",
     "adaptive_grad_clip",
     "add_decayed_weights",
     "add_noise",
@@ -137,6 +159,8 @@ __all__ = [
     "l1q_oracle",
     "l2_ball",
     "l2_oracle",
+    "lamb",
+    "lars",
     "linear_onecycle_schedule",
     "linear_schedule",
     "linf_ball",
@@ -144,6 +168,7 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "nadam",
     "named_chain",
     "nan_to_num",
     "negate",
@@ -162,19 +187,31 @@ __all__ = [
     "project_linf_ball",
     "project_simplex",
     "qsgd",
+    "radam",
     "random_k",
     "record",
     "records",
     "rmsprop",
     "rowwise",
+    "rprop",
     "scale",
     "scale_bias",
+    "scale_by_adadelta",
     "scale_by_adam",
+    "scale_by_adamax",
+    "scale_by_adan",
     "scale_by_amsgrad",
+    "scale_by_belief",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_nadam",
+    "scale_by_radam",
     "scale_by_rms",
+    "scale_by_rprop",
+    "scale_by_rss",
     "scale_by_stddev",
+    "scale_by_trust_ratio",
+    "scale_by_yogi",
     "set_to_zero",
     "sgd",
     "sgdr_schedule",
@@ -193,5 +230,6 @@ __all__ = [
     "warmup_cosine_decay_schedule",
     "warmup_exponential_decay_schedule",
     "warmup_stable_decay_schedule",
+    "yogi",
     "zero_nans",
 ]

@@ -1,7 +1,9 @@
 """Optimizers as chains of small stateful links, and the links."""
 
+from .links.adam import *
 from .links.adaptive import *
 from .links.descent import *
+from .links.layerwise import *
 from .links.moments import *
 from .links.momentum import *
 from .links.optimizers import *

@@ -5,7 +5,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.chain import chain
 from ..core.link import elementwise
+from ..core.pipeline import GradientTransformation
 from ..data.hyper import NonNegative
 from .memory import wide
 
@@ -131,3 +133,29 @@ def descend_and_decay(
     """
     param = wide(param)
     return param * (1 - lr * weight_decay) - param - lr * wide(grad)
+
+
+# ------------------------------------------------------------------ what optimizers are made of
+
+
+def optimizer(maximize: bool, *links: Any) -> GradientTransformation:
+    """The chain of the links that are not None; climbing negates what comes in, as torch does."""
+    links = (negate() if maximize else None, *links)
+    return chain(*(link for link in links if link is not None))
+
+
+def penalty(weight_decay: Any) -> GradientTransformation | None:
+    """An L2 penalty; the Python number 0 leaves it out."""
+    return None if is_zero(weight_decay) else add_decayed_weights(weight_decay)
+
+
+def descend(lr: Any, weight_decay: Any) -> GradientTransformation:
+    """The last link, with decoupled weight decay; the Python number 0 leaves that out."""
+    if is_zero(weight_decay):
+        return scale_by_learning_rate(lr)
+    return descend_and_decay(lr, weight_decay)
+
+
+def is_zero(value: Any) -> bool:
+    """Whether a value is the Python number 0, and no tensor or schedule."""
+    return isinstance(value, (int, float)) and value == 0

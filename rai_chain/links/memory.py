@@ -27,6 +27,11 @@ def zeros(*keys: str, counts: bool = False) -> Any:
     return start
 
 
+def begun(state: dict[str, Tensor], key: str, initial: Any) -> Tensor:
+    """What is kept under a key, which begins at a value that only the first step knows."""
+    return torch.where(state["count"] > 0, state[key], initial)
+
+
 def average(old: Tensor, new: Tensor, decay: Any) -> Any:
     """The mean that forgets: `decay` of the old one remains."""
     return decay * old + (1 - decay) * new

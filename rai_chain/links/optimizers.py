@@ -1,4 +1,4 @@
-"""Torch's optimizers as chains of small stateful links.
+"""Optimizers as chains of small stateful links.
 
 Each is a pure function of tensors through and through, so it goes under `torch.func.vmap`, can be
 differentiated in every hyperparameter, and compiles to one graph. Hyperparameters have torch's
@@ -9,11 +9,15 @@ where no inner optimizer is given.
 
 from typing import Any
 
-from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
-from .adaptive import scale_by_rms, scale_by_stddev
-from .descent import add_decayed_weights, descend_and_decay, negate, scale_by_learning_rate
-from .moments import scale_by_adam, scale_by_amsgrad
+from .adaptive import (
+    scale_by_adadelta,
+    scale_by_rms,
+    scale_by_rprop,
+    scale_by_rss,
+    scale_by_stddev,
+)
+from .descent import descend, is_zero, optimizer, penalty, scale_by_learning_rate
 from .momentum import scale_by_lion, trace
 
 
@@ -59,101 +63,12 @@ def sgd(
 
     Source: `torch.optim.SGD`.
     """
-    moving = nesterov or not _is_zero(momentum)
-    return _optimizer(
+    moving = nesterov or not is_zero(momentum)
+    return optimizer(
         maximize,
-        None if _is_zero(weight_decay) else add_decayed_weights(weight_decay),
+        penalty(weight_decay),
         trace(momentum, dampening, nesterov) if moving else None,
         scale_by_learning_rate(lr),
-    )
-
-
-def adam(
-    lr: Any = 1e-3,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 0.0,
-    amsgrad: bool = False,
-    *,
-    maximize: bool = False,
-) -> GradientTransformation:
-    """Make Adam, with weight decay as an L2 penalty (see `adamw` for the decoupled one).
-
-    Args:
-        lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
-            or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
-        eps: added to the root of the mean of squares, >= 0.
-        weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
-        amsgrad: keep the largest mean of squares, a Python bool.
-        maximize: climb, a Python bool.
-
-    Returns:
-        A `GradientTransformation`.
-
-    Raises:
-        ValueError: a value outside its range.
-
-    Example:
-        >>> import torch
-        >>> tx, x = adam(lr=0.1), torch.tensor([1.0])
-        >>> tx.step(x, torch.tensor([5.0]), tx.init(x))[0]
-        tensor([0.9000])
-
-    Source: Kingma and Ba 2015, arXiv 1412.6980; `torch.optim.Adam`.
-    """
-    scale = scale_by_amsgrad if amsgrad else scale_by_adam
-    return _optimizer(
-        maximize,
-        None if _is_zero(weight_decay) else add_decayed_weights(weight_decay),
-        scale(beta1, beta2, eps),
-        scale_by_learning_rate(lr),
-    )
-
-
-def adamw(
-    lr: Any = 1e-3,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
-    eps: Any = 1e-8,
-    weight_decay: Any = 1e-2,
-    amsgrad: bool = False,
-    *,
-    maximize: bool = False,
-) -> GradientTransformation:
-    """Make Adam with decoupled weight decay.
-
-    Args:
-        lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
-            or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
-        eps: added to the root of the mean of squares, >= 0.
-        weight_decay: what each step of size lr takes off the parameters, >= 0.
-        amsgrad: keep the largest mean of squares, a Python bool.
-        maximize: climb, a Python bool.
-
-    Returns:
-        A `GradientTransformation`; `update` needs `params`.
-
-    Raises:
-        ValueError: a value outside its range.
-
-    Example:
-        >>> import torch
-        >>> tx, x = adamw(lr=0.1, weight_decay=0.5), torch.tensor([1.0])
-        >>> tx.step(x, torch.tensor([5.0]), tx.init(x))[0]
-        tensor([0.8500])
-
-    Source: Loshchilov and Hutter 2019, arXiv 1711.05101; `torch.optim.AdamW`.
-    """
-    scale = scale_by_amsgrad if amsgrad else scale_by_adam
-    return _optimizer(
-        maximize,
-        scale(beta1, beta2, eps),
-        descend_and_decay(lr, weight_decay),
     )
 
 
@@ -194,12 +109,136 @@ def rmsprop(
     Source: Tieleman and Hinton 2012; `torch.optim.RMSprop`.
     """
     scale = scale_by_stddev if centered else scale_by_rms
-    return _optimizer(
+    return optimizer(
         maximize,
-        None if _is_zero(weight_decay) else add_decayed_weights(weight_decay),
+        penalty(weight_decay),
         scale(alpha, eps),
-        None if _is_zero(momentum) else trace(momentum),
+        None if is_zero(momentum) else trace(momentum),
         scale_by_learning_rate(lr),
+    )
+
+
+def adagrad(
+    lr: Any = 0.01,
+    lr_decay: Any = 0.0,
+    weight_decay: Any = 0.0,
+    initial_accumulator_value: Any = 0.0,
+    eps: Any = 1e-10,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Make AdaGrad: steps that shrink with the sum of the squares of the gradients.
+
+    Args:
+        lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
+            or a schedule.
+        lr_decay: what each step adds to the divisor of the rate, >= 0.
+        weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
+        initial_accumulator_value: where the sum of squares starts, >= 0.
+        eps: added to the root of the sum, >= 0.
+        maximize: climb, a Python bool.
+
+    Returns:
+        A `GradientTransformation`.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> import torch
+        >>> tx, x = adagrad(lr=0.1), torch.tensor([1.0])
+        >>> tx.step(x, torch.tensor([5.0]), tx.init(x))[0]
+        tensor([0.9000])
+
+    Source: Duchi et al. 2011; `torch.optim.Adagrad`.
+    """
+    return optimizer(
+        maximize,
+        penalty(weight_decay),
+        scale_by_rss(initial_accumulator_value, eps, lr_decay),
+        scale_by_learning_rate(lr),
+    )
+
+
+def adadelta(
+    lr: Any = 1.0,
+    rho: Any = 0.9,
+    eps: Any = 1e-06,
+    weight_decay: Any = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Make Adadelta, whose steps have the size of the steps before.
+
+    Args:
+        lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
+            or a schedule.
+        rho: decay of the means of squares, 0 <= rho <= 1.
+        eps: added to the means of squares, >= 0.
+        weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
+        maximize: climb, a Python bool.
+
+    Returns:
+        A `GradientTransformation`.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> import torch
+        >>> tx, x = adadelta(rho=0.0, eps=1.0), torch.tensor([1.0])
+        >>> tx.step(x, torch.tensor([1.0]), tx.init(x))[0]
+        tensor([0.2929])
+
+    Source: Zeiler 2012, arXiv 1212.5701; `torch.optim.Adadelta`.
+    """
+    return optimizer(
+        maximize,
+        penalty(weight_decay),
+        scale_by_adadelta(rho, eps),
+        scale_by_learning_rate(lr),
+    )
+
+
+def rprop(
+    lr: Any = 0.01,
+    eta_minus: Any = 0.5,
+    eta_plus: Any = 1.2,
+    min_step_size: Any = 1e-06,
+    max_step_size: Any = 50.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Make Rprop, which sees signs only: each step grows until the sign turns.
+
+    Args:
+        lr: the first step size, >= 0, which is the hyperparameter `init_step_size`; `lr` is a
+            factor of all steps, 1 at first. Like all that follow but the flag, a number, a tensor
+            (0-dim) or a schedule.
+        eta_minus: factor of a step whose sign turned, in [0, 1].
+        eta_plus: factor of a step whose sign stayed, >= 1.
+        min_step_size: >= 0.
+        max_step_size: >= min_step_size.
+        maximize: climb, a Python bool.
+
+    Returns:
+        A `GradientTransformation`.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> import torch
+        >>> tx, x = rprop(lr=0.1), torch.tensor([1.0])
+        >>> tx.step(x, torch.tensor([5.0]), tx.init(x))[0]
+        tensor([0.9000])
+
+    Source: Riedmiller and Braun 1993; `torch.optim.Rprop`.
+    """
+    return optimizer(
+        maximize,
+        scale_by_rprop(lr, eta_minus, eta_plus, min_step_size, max_step_size),
+        scale_by_learning_rate(1.0),
     )
 
 
@@ -236,20 +275,8 @@ def lion(
 
     Source: Chen et al. 2023, arXiv 2302.06675.
     """
-    return _optimizer(
+    return optimizer(
         maximize,
         scale_by_lion(beta1, beta2),
-        scale_by_learning_rate(lr)
-        if _is_zero(weight_decay)
-        else descend_and_decay(lr, weight_decay),
+        descend(lr, weight_decay),
     )
-
-
-def _optimizer(maximize: bool, *links: Any) -> GradientTransformation:
-    """The chain of the links; climbing negates what comes in, as torch does."""
-    links = (negate() if maximize else None, *links)
-    return chain(*(link for link in links if link is not None))
-
-
-def _is_zero(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value == 0

@@ -35,6 +35,9 @@ STEPS, TRIALS = 40, 3
 
 # What differs on purpose: a case, or a schedule with its arguments or at steps of a kind -> why.
 DIFFERENCES = {
+    "adagrad, eps": "eps is added to the root, as in torch; optax's below it",
+    "nadam": "the momentum has torch's schedule; optax's has none",
+    "rprop": "as torch; optax 0.2.8 makes the update of the step before",
     "scale_by_amsgrad": "the largest square before it is debiased, as in torch; optax's after",
     "rmsprop, schedule": "the rate multiplies the sum of updates, as in torch; optax sums with it",
     "cosine_decay_schedule at negative": "constant before step 0; optax mirrors the cosine",
@@ -48,6 +51,8 @@ DIFFERENCES = {
 }
 # Names of both that are not compared -> why.
 LEFT_OUT = {
+    "scale_by_rprop": "as rprop",
+    "scale_by_rss": "as adagrad",
     "GradientTransformation": "a type",
     "add_noise": "draws other numbers, of the variance that its own test asks for",
     "join_schedules": "is what schedules of several parts are made of",
@@ -262,6 +267,60 @@ def lion(d: Draw) -> Case:
     return Case(theirs, rc.lion(*args, decay), {"exp_avg": "mu"}, moves=False)
 
 
+def moments(theirs: Any, ours: Any, **states: str) -> Callable[[Draw], Case]:
+    """A case of beta1, beta2, eps."""
+    return lambda d: Case(theirs(*d.adam), ours(*d.adam), states or ADAM)
+
+
+def rates(theirs: Any, ours: Any, **states: str) -> Callable[[Draw], Case]:
+    """A case of a learning rate, beta1, beta2, eps."""
+    return lambda d: Case(theirs(d.lr, *d.adam), ours(d.lr, *d.adam), states or ADAM)
+
+
+def radam(d: Draw) -> Case:
+    """With eps = 0, as theirs is added after the root is debiased, torch's before."""
+    return Case(optax.radam(d.lr, *d.betas, 0.0), rc.radam(d.lr, *d.betas, 0.0), ADAM)
+
+
+def adan(d: Draw, link: bool = False) -> Case:
+    args = (*d.betas, d.between(0.5, 0.99), d.power(-8, -2), d.power(-8, -2))
+    states = {"exp_avg": "m", "exp_avg_diff": "v", "exp_avg_sq": "n", "previous_grad": "g"}
+    if link:
+        return Case(optax.scale_by_adan(*args), rc.scale_by_adan(*args), states)
+    ours = rc.adan(d.lr, *args, weight_decay=d.decay)
+    return Case(optax.adan(d.lr, *args, d.decay), ours, states, moves=False)
+
+
+def adadelta(d: Draw) -> Case:
+    args = d.lr, d.betas[0], d.power(-8, -2)
+    states = {"square_avg": "e_g", "acc_delta": "e_x"}
+    return Case(optax.adadelta(*args), rc.adadelta(*args), states)
+
+
+def rss(d: Draw) -> Case:
+    """With eps = 0, as theirs is in the root, torch's outside."""
+    start = d.power(-3, 0)
+    states = {"sum": "sum_of_squares"}
+    return Case(optax.adagrad(d.lr, start, 0.0), rc.adagrad(d.lr, 0.0, 0.0, start, 0.0), states)
+
+
+def trust_ratio(d: Draw) -> Case:
+    args = d.power(-3, 1), d.power(-3, 0), d.power(-3, 0)
+    return Case(optax.scale_by_trust_ratio(*args), rc.scale_by_trust_ratio(*args))
+
+
+def lamb(d: Draw) -> Case:
+    theirs = optax.lamb(d.lr, *d.adam, weight_decay=d.decay)
+    return Case(theirs, rc.lamb(d.lr, *d.adam, d.decay), ADAM)
+
+
+def lars(d: Draw) -> Case:
+    args = d.power(-3, 0), d.power(-3, 0)
+    momentum = d.between(0.1, 0.99), d.flag()
+    theirs = optax.lars(d.lr, d.decay, True, args[0], args[1], True, *momentum)
+    return Case(theirs, rc.lars(d.lr, d.decay, *args, *momentum), TRACE)
+
+
 def chains(d: Draw) -> Case:
     clip, inner = optax.clip(d.x), rc.clamp(-d.x, d.x)
     theirs = optax.named_chain(("c", optax.chain(clip, optax.trace(0.9))), ("s", optax.scale(-0.1)))
@@ -342,6 +401,33 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "scale_by_lion": lambda d: Case(
         optax.scale_by_lion(*d.betas), rc.scale_by_lion(*d.betas), {"exp_avg": "mu"}
     ),
+    "scale_by_adamax": moments(
+        optax.scale_by_adamax, rc.scale_by_adamax, exp_avg="mu", exp_inf="nu"
+    ),
+    "scale_by_radam": lambda d: Case(
+        optax.scale_by_radam(*d.betas, 0.0), rc.scale_by_radam(*d.betas, 0.0), ADAM
+    ),
+    "scale_by_belief": moments(
+        optax.scale_by_belief, rc.scale_by_belief, exp_avg="mu", exp_avg_var="nu"
+    ),
+    "scale_by_yogi": moments(optax.scale_by_yogi, rc.scale_by_yogi),
+    "scale_by_adan": partial(adan, link=True),
+    "scale_by_trust_ratio": trust_ratio,
+    "adamax": rates(optax.adamax, rc.adamax, exp_avg="mu", exp_inf="nu"),
+    "radam": radam,
+    "adabelief": rates(optax.adabelief, rc.adabelief, exp_avg="mu", exp_avg_var="nu"),
+    "yogi": rates(optax.yogi, rc.yogi),
+    "adan": adan,
+    "adadelta": adadelta,
+    "scale_by_adadelta": lambda d: Case(
+        optax.scale_by_adadelta(d.betas[0]), rc.scale_by_adadelta(d.betas[0])
+    ),
+    "adagrad": rss,
+    "adagrad, eps": lambda d: Case(optax.adagrad(0.1, eps=0.1), rc.adagrad(0.1, 0, 0, 0.1, 0.1)),
+    "nadam": rates(optax.nadam, rc.nadam),
+    "rprop": lambda d: Case(optax.rprop(0.1), rc.rprop(0.1)),
+    "lamb": lamb,
+    "lars": lars,
     "sgd": sgd,
     "adam": adam,
     "adamw": adamw,

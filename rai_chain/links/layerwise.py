@@ -1,0 +1,145 @@
+"""Steps in proportion to the parameters of a leaf."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..core.link import treewise
+from ..core.pipeline import GradientTransformation
+from ..data.hyper import NonNegative
+from .descent import optimizer, penalty, scale_by_learning_rate
+from .moments import scale_by_adam
+from .momentum import trace
+from .transforms import row_norm
+
+
+@treewise
+def scale_by_trust_ratio(
+    leaves: list[Tensor],
+    min_norm: NonNegative = 0.0,
+    trust_coefficient: NonNegative = 1.0,
+    eps: NonNegative = 0.0,
+    *,
+    param: list[Tensor],
+) -> list[Tensor]:
+    """Scale each leaf to the norm of its parameter; `update` needs `params`.
+
+    ``u * trust_coefficient * norm(param) / (norm(u) + eps)``; u as it is where a norm is 0.
+
+    Args:
+        min_norm: what both norms are at least, >= 0.
+        trust_coefficient: the norm of the result over that of the parameter, >= 0.
+        eps: added to the norm of the update, >= 0.
+
+    Raises:
+        ValueError: a value is negative, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx, p = scale_by_trust_ratio(), torch.tensor([6.0, 8.0])
+        >>> tx.update(torch.tensor([0.0, 0.5]), (), params=p)[0]
+        tensor([ 0., 10.])
+
+    Source: LARS (You et al. 2017, arXiv 1708.03888); optax's of the same name.
+    """
+
+    def scaled(leaf: Tensor, param: Tensor) -> Tensor:
+        own, of_param = (row_norm(x.reshape(1, -1), 2).reshape(()) for x in (leaf, param))
+        own, of_param = own.clamp(min=min_norm), of_param.clamp(min=min_norm)
+        zero = (own == 0) | (of_param == 0)
+        ratio = trust_coefficient * of_param / torch.where(zero, 1, own + eps)
+        return (leaf * torch.where(zero, 1, ratio)).to(leaf.dtype)
+
+    return [scaled(leaf, p) for leaf, p in zip(leaves, param, strict=True)]
+
+
+def lamb(
+    lr: Any = 1e-3,
+    beta1: Any = 0.9,
+    beta2: Any = 0.999,
+    eps: Any = 1e-6,
+    weight_decay: Any = 0.0,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Make LAMB: Adam's direction, with weight decay, scaled to the norm of each leaf.
+
+    Args:
+        lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
+            or a schedule.
+        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
+        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        eps: added to the root of the mean of squares, >= 0.
+        weight_decay: factor of what is added to the direction, >= 0; the Python number 0 leaves
+            it out.
+        maximize: climb, a Python bool.
+
+    Returns:
+        A `GradientTransformation`; `update` needs `params`.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> import torch
+        >>> tx, x = lamb(lr=0.1), torch.tensor([3.0, 4.0])
+        >>> tx.step(x, torch.tensor([5.0, 0.0]), tx.init(x))[0]
+        tensor([2.5000, 4.0000])
+
+    Source: You et al. 2020, "Large Batch Optimization for Deep Learning", arXiv 1904.00962;
+    optax's of the same name.
+    """
+    return optimizer(
+        maximize,
+        scale_by_adam(beta1, beta2, eps),
+        penalty(weight_decay),
+        scale_by_trust_ratio(),
+        scale_by_learning_rate(lr),
+    )
+
+
+def lars(
+    lr: Any = 1e-3,
+    weight_decay: Any = 0.0,
+    trust_coefficient: Any = 1e-3,
+    eps: Any = 0.0,
+    momentum: Any = 0.9,
+    nesterov: bool = False,
+    *,
+    maximize: bool = False,
+) -> GradientTransformation:
+    """Make LARS: momentum over gradients scaled to the norm of each leaf.
+
+    Args:
+        lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
+            or a schedule.
+        weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
+        trust_coefficient: the norm of a step of size 1 over that of the leaf, >= 0.
+        eps: added to the norm of the gradient, >= 0.
+        momentum: decay of the sum of steps, >= 0.
+        nesterov: look ahead, a Python bool.
+        maximize: climb, a Python bool.
+
+    Returns:
+        A `GradientTransformation`; `update` needs `params`.
+
+    Raises:
+        ValueError: a value outside its range.
+
+    Example:
+        >>> import torch
+        >>> tx, x = lars(lr=0.1, trust_coefficient=1.0), torch.tensor([3.0, 4.0])
+        >>> tx.step(x, torch.tensor([5.0, 0.0]), tx.init(x))[0]
+        tensor([2.5000, 4.0000])
+
+    Source: You et al. 2017, "Large Batch Training of Convolutional Networks", arXiv 1708.03888;
+    optax's of the same name.
+    """
+    return optimizer(
+        maximize,
+        penalty(weight_decay),
+        scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps),
+        scale_by_learning_rate(lr),
+        trace(momentum, nesterov=nesterov),
+    )

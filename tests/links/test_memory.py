@@ -26,6 +26,12 @@ SAME: dict[str, tuple[Any, dict[str, Any], Any]] = {
     "adamw": (torch.optim.AdamW, {"weight_decay": 0.1}, rc.adamw(0.01, weight_decay=0.1)),
     "rmsprop": (torch.optim.RMSprop, {}, rc.rmsprop(0.01)),
     "centered": (torch.optim.RMSprop, {"centered": True}, rc.rmsprop(0.01, centered=True)),
+    "adagrad": (torch.optim.Adagrad, {}, rc.adagrad(0.01)),
+    "adadelta": (torch.optim.Adadelta, {}, rc.adadelta(0.01)),
+    "adamax": (torch.optim.Adamax, {}, rc.adamax(0.01)),
+    "nadam": (torch.optim.NAdam, {}, rc.nadam(0.01)),
+    "radam": (torch.optim.RAdam, {}, rc.radam(0.01)),
+    "rprop": (torch.optim.Rprop, {}, rc.rprop(0.01)),
 }
 
 
@@ -115,6 +121,28 @@ def links() -> dict[str, Any]:
         "adamw": rc.adamw(0.1),
         "rmsprop": rc.rmsprop(0.1, centered=True, momentum=0.5),
         "lion": rc.lion(0.1, weight_decay=0.1),
+        "adagrad": rc.adagrad(0.1, lr_decay=0.1, initial_accumulator_value=1 / 3),
+        "adadelta": rc.adadelta(1 / 3, rho=0.99999),
+        "adamax": rc.adamax(0.1, beta1=0.99999),
+        "nadam": rc.nadam(0.1, momentum_decay=1 / 3),
+        "radam": rc.radam(0.1, beta2=0.9),
+        "rprop": rc.rprop(1 / 3, eta_plus=4 / 3),
+        "adabelief": rc.adabelief(0.1, beta2=0.99999),
+        "yogi": rc.yogi(0.1),
+        "adan": rc.adan(0.1, beta3=0.99999),
+        "lamb": rc.lamb(0.1, weight_decay=1 / 3),
+        "lars": rc.lars(0.1, trust_coefficient=1 / 3),
+        "top_k, scheduled": rc.top_k(rc.linear_schedule(1.0, 3.0, 2), param_ndim=0),
+        "random_k": rc.random_k(2, param_ndim=None),
+        "qsgd": rc.qsgd(3, param_ndim=None),
+        "terngrad": rc.terngrad(param_ndim=None),
+        "ef_sign": rc.ef_sign(param_ndim=None),
+        "clipped": rc.chain(rc.clip(1 / 3), rc.clip_by_block_rms(0.1)),
+        "adaptive_grad_clip": rc.adaptive_grad_clip(1 / 3, param_ndim=None),
+        "normalize_by_update_norm": rc.normalize_by_update_norm(1 / 3),
+        "soft_threshold": rc.soft_threshold(1 / 3),
+        "onecycle": rc.scale(rc.linear_onecycle_schedule(4, 1 / 3)),
+        "inverse_sqrt": rc.scale(rc.inverse_sqrt_schedule(0.1, 1 / 3, 2)),
     }
 
 

@@ -13,7 +13,13 @@ from .links.adaptive import (
     scale_by_rss,
     scale_by_stddev,
 )
-from .links.averages import ema
+from .links.averages import (
+    averaged_params,
+    ema,
+    incremental_update,
+    params_ema,
+    periodic_update,
+)
 from .links.clipping import (
     adaptive_grad_clip,
     clip,
@@ -129,6 +135,7 @@ __all__ = [
     "add_updates",
     "apply_if_finite",
     "apply_updates",
+    "averaged_params",
     "bias",
     "box",
     "centralize",
@@ -152,6 +159,7 @@ __all__ = [
     "from_torch",
     "global_norm",
     "identity",
+    "incremental_update",
     "inverse_sqrt_schedule",
     "join_schedules",
     "l1_ball",
@@ -176,8 +184,10 @@ __all__ = [
     "normalize_by_update_norm",
     "one_hot_sign",
     "optim",
+    "params_ema",
     "partition",
     "per_example_global_norm_clip",
+    "periodic_update",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
     "polynomial_schedule",

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ..core.pipeline import GradientTransformation
-from .descent import descend, descend_and_decay, optimizer, penalty, scale_by_learning_rate
+from .descent import descend, descend_and_decay, optimizer, penalty, scale_by_learning_rate, where
 from .moments import (
     scale_by_adam,
     scale_by_adamax,
@@ -25,6 +25,7 @@ def adam(
     amsgrad: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Adam, with weight decay as an L2 penalty (see `adamw` for the decoupled one).
 
@@ -37,6 +38,7 @@ def adam(
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         amsgrad: keep the largest mean of squares, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -55,7 +57,7 @@ def adam(
     scale = scale_by_amsgrad if amsgrad else scale_by_adam
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale(beta1, beta2, eps),
         scale_by_learning_rate(lr),
     )
@@ -70,6 +72,7 @@ def adamw(
     amsgrad: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Adam with decoupled weight decay.
 
@@ -82,6 +85,7 @@ def adamw(
         weight_decay: what each step of size lr takes off the parameters, >= 0.
         amsgrad: keep the largest mean of squares, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.
@@ -101,7 +105,7 @@ def adamw(
     return optimizer(
         maximize,
         scale(beta1, beta2, eps),
-        descend_and_decay(lr, weight_decay),
+        descend_and_decay(lr, where(mask, weight_decay)),
     )
 
 
@@ -113,6 +117,7 @@ def adamax(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Adamax: Adam with the largest magnitude in the place of the root.
 
@@ -124,6 +129,7 @@ def adamax(
         eps: added to each magnitude, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -141,7 +147,7 @@ def adamax(
     """
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale_by_adamax(beta1, beta2, eps),
         scale_by_learning_rate(lr),
     )
@@ -157,6 +163,7 @@ def nadam(
     decoupled_weight_decay: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make NAdam: Adam with a mean that looks ahead.
 
@@ -170,6 +177,7 @@ def nadam(
         momentum_decay: how fast the decay of the mean grows to beta1, >= 0.
         decoupled_weight_decay: take the decay off the parameters, as `adamw` does, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -187,9 +195,9 @@ def nadam(
     """
     return optimizer(
         maximize,
-        None if decoupled_weight_decay else penalty(weight_decay),
+        None if decoupled_weight_decay else penalty(weight_decay, mask),
         scale_by_nadam(beta1, beta2, eps, momentum_decay),
-        descend(lr, weight_decay if decoupled_weight_decay else 0.0),
+        descend(lr, weight_decay if decoupled_weight_decay else 0.0, mask),
     )
 
 
@@ -202,6 +210,7 @@ def radam(
     decoupled_weight_decay: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make RAdam: Adam whose first steps are not divided by a root of few samples.
 
@@ -214,6 +223,7 @@ def radam(
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         decoupled_weight_decay: take the decay off the parameters, as `adamw` does, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -231,9 +241,9 @@ def radam(
     """
     return optimizer(
         maximize,
-        None if decoupled_weight_decay else penalty(weight_decay),
+        None if decoupled_weight_decay else penalty(weight_decay, mask),
         scale_by_radam(beta1, beta2, eps),
-        descend(lr, weight_decay if decoupled_weight_decay else 0.0),
+        descend(lr, weight_decay if decoupled_weight_decay else 0.0, mask),
     )
 
 
@@ -246,6 +256,7 @@ def adabelief(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make AdaBelief: Adam with the squared distance to the mean, and decoupled weight decay.
 
@@ -259,6 +270,7 @@ def adabelief(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -277,7 +289,7 @@ def adabelief(
     return optimizer(
         maximize,
         scale_by_belief(beta1, beta2, eps, eps_root),
-        descend(lr, weight_decay),
+        descend(lr, weight_decay, mask),
     )
 
 
@@ -289,6 +301,7 @@ def yogi(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Yogi: Adam whose mean of squares grows slowly, with decoupled weight decay.
 
@@ -301,6 +314,7 @@ def yogi(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -320,7 +334,7 @@ def yogi(
     return optimizer(
         maximize,
         scale_by_yogi(beta1, beta2, eps),
-        descend(lr, weight_decay),
+        descend(lr, weight_decay, mask),
     )
 
 
@@ -334,6 +348,7 @@ def adan(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Adan: Adam with a momentum of changes, and decoupled weight decay.
 
@@ -348,6 +363,7 @@ def adan(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -366,5 +382,5 @@ def adan(
     return optimizer(
         maximize,
         scale_by_adan(beta1, beta2, beta3, eps, eps_root),
-        descend(lr, weight_decay),
+        descend(lr, weight_decay, mask),
     )

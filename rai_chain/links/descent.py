@@ -9,6 +9,7 @@ from ..core.chain import chain
 from ..core.link import elementwise
 from ..core.pipeline import GradientTransformation
 from ..data.hyper import NonNegative
+from ..data.tree import flatten, is_container, map_leaves
 from .memory import wide
 
 
@@ -144,16 +145,28 @@ def optimizer(maximize: bool, *links: Any) -> GradientTransformation:
     return chain(*(link for link in links if link is not None))
 
 
-def penalty(weight_decay: Any) -> GradientTransformation | None:
+def penalty(weight_decay: Any, mask: Any) -> GradientTransformation | None:
     """An L2 penalty; the Python number 0 leaves it out."""
-    return None if is_zero(weight_decay) else add_decayed_weights(weight_decay)
+    return None if is_zero(weight_decay) else add_decayed_weights(where(mask, weight_decay))
 
 
-def descend(lr: Any, weight_decay: Any) -> GradientTransformation:
+def descend(lr: Any, weight_decay: Any, mask: Any) -> GradientTransformation:
     """The last link, with decoupled weight decay; the Python number 0 leaves that out."""
     if is_zero(weight_decay):
         return scale_by_learning_rate(lr)
-    return descend_and_decay(lr, weight_decay)
+    return descend_and_decay(lr, where(mask, weight_decay))
+
+
+def where(mask: Any, weight_decay: Any) -> Any:
+    """The weight decay of each leaf: 0, which changes no bit, where the mask is False."""
+    if mask is None:
+        return weight_decay
+    if not is_container(mask) or not all(isinstance(m, bool) for m in flatten(mask)[0]):
+        raise TypeError(
+            "`mask` must be a tree of bools like the params; for a function use "
+            f"`masked(add_decayed_weights(...), function)`  Got: {mask!r}"
+        )
+    return map_leaves(lambda decays: weight_decay if decays else 0.0, mask)
 
 
 def is_zero(value: Any) -> bool:

@@ -62,6 +62,7 @@ def lamb(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make LAMB: Adam's direction, with weight decay, scaled to the norm of each leaf.
 
@@ -74,6 +75,7 @@ def lamb(
         weight_decay: factor of what is added to the direction, >= 0; the Python number 0 leaves
             it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.
@@ -93,7 +95,7 @@ def lamb(
     return optimizer(
         maximize,
         scale_by_adam(beta1, beta2, eps),
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale_by_trust_ratio(),
         scale_by_learning_rate(lr),
     )
@@ -108,6 +110,7 @@ def lars(
     nesterov: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make LARS: momentum over gradients scaled to the norm of each leaf.
 
@@ -120,6 +123,7 @@ def lars(
         momentum: decay of the sum of steps, >= 0.
         nesterov: look ahead, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.
@@ -138,7 +142,7 @@ def lars(
     """
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale_by_trust_ratio(trust_coefficient=trust_coefficient, eps=eps),
         scale_by_learning_rate(lr),
         trace(momentum, nesterov=nesterov),

@@ -29,6 +29,7 @@ def sgd(
     nesterov: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make stochastic gradient descent, with momentum.
 
@@ -43,6 +44,7 @@ def sgd(
         weight_decay: factor of the L2 penalty, >= 0.
         nesterov: look ahead, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`: `trace` and `scale_by_learning_rate`, and what else is needed.
@@ -66,7 +68,7 @@ def sgd(
     moving = nesterov or not is_zero(momentum)
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         trace(momentum, dampening, nesterov) if moving else None,
         scale_by_learning_rate(lr),
     )
@@ -81,6 +83,7 @@ def rmsprop(
     centered: bool = False,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make RMSProp, with momentum.
 
@@ -93,6 +96,7 @@ def rmsprop(
         momentum: decay of the sum of updates, >= 0; the Python number 0 leaves it out.
         centered: divide by the standard deviation, a Python bool.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -111,7 +115,7 @@ def rmsprop(
     scale = scale_by_stddev if centered else scale_by_rms
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale(alpha, eps),
         None if is_zero(momentum) else trace(momentum),
         scale_by_learning_rate(lr),
@@ -126,6 +130,7 @@ def adagrad(
     eps: Any = 1e-10,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make AdaGrad: steps that shrink with the sum of the squares of the gradients.
 
@@ -137,6 +142,7 @@ def adagrad(
         initial_accumulator_value: where the sum of squares starts, >= 0.
         eps: added to the root of the sum, >= 0.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -154,7 +160,7 @@ def adagrad(
     """
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale_by_rss(initial_accumulator_value, eps, lr_decay),
         scale_by_learning_rate(lr),
     )
@@ -167,6 +173,7 @@ def adadelta(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Adadelta, whose steps have the size of the steps before.
 
@@ -177,6 +184,7 @@ def adadelta(
         eps: added to the means of squares, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -194,7 +202,7 @@ def adadelta(
     """
     return optimizer(
         maximize,
-        penalty(weight_decay),
+        penalty(weight_decay, mask),
         scale_by_adadelta(rho, eps),
         scale_by_learning_rate(lr),
     )
@@ -249,6 +257,7 @@ def lion(
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
+    mask: Any = None,
 ) -> GradientTransformation:
     """Make Lion, with decoupled weight decay.
 
@@ -260,6 +269,7 @@ def lion(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
+        mask: a tree of bools like the params, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -278,5 +288,5 @@ def lion(
     return optimizer(
         maximize,
         scale_by_lion(beta1, beta2),
-        descend(lr, weight_decay),
+        descend(lr, weight_decay, mask),
     )

@@ -409,6 +409,57 @@ def test_nan_stays_visible(make: Any, values: dict[str, float]) -> None:
     assert bad.isnan().tolist() == [True, make in (lamb, lars)]  # whose steps see the whole leaf
 
 
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        (torch.optim.SGD, sgd),
+        (torch.optim.Adam, adam),
+        (torch.optim.AdamW, adamw),
+        (torch.optim.RMSprop, rmsprop),
+        (torch.optim.Adagrad, adagrad),
+        (torch.optim.Adadelta, adadelta),
+        (torch.optim.Adamax, adamax),
+        (torch.optim.NAdam, nadam),
+        (torch.optim.RAdam, radam),
+    ],
+)
+def test_a_mask_of_the_decay_is_two_param_groups(theirs: Any, ours: Any) -> None:
+    params, mask = tensors(), {"w": True, "b": False, "s": True}
+    leaves = {k: v.clone().requires_grad_() for k, v in params.items()}
+    groups = [{"params": leaf, "weight_decay": 0.1 * mask[k]} for k, leaf in leaves.items()]
+    optimizer, tx = theirs(groups, lr=0.01), ours(lr=0.01, weight_decay=0.1, mask=mask)
+    bare, state = ours(lr=0.01, weight_decay=0.0), tx.init(params)
+    alone = {"b": params["b"]}
+    own = bare.init(alone)
+    for t in range(20):
+        grads = {k: slope(p, t) for k, p in params.items()}
+        for k, leaf in leaves.items():
+            leaf.grad = grads[k]
+        optimizer.step()
+        params, state = tx.step(params, grads, state)
+        alone, own = bare.step(alone, {"b": grads["b"]}, own)
+        assert torch.equal(params["b"], alone["b"])  # a decay of 0 changes no bit
+    tolerance = 1e-6 if theirs is torch.optim.NAdam else 1e-12  # it keeps a product in float32
+    for k, leaf in leaves.items():
+        torch.testing.assert_close(params[k], leaf.detach(), rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("make", [adabelief, yogi, adan, lamb, lars, lion])
+def test_what_the_mask_leaves_out_does_not_decay(make: Any) -> None:
+    params = {k: v for k, v in tensors().items() if k != "s"}
+    bare = train(make(weight_decay=0.0), params, 3)
+    half = train(make(weight_decay=0.5, mask={"w": True, "b": False}), params, 3)
+    full = train(make(weight_decay=0.5), params, 3)
+    assert torch.equal(half["b"], bare["b"]) and torch.equal(half["w"], full["w"])
+    assert not torch.equal(half["w"], bare["w"])
+
+
+def test_a_mask_is_a_tree_of_bools() -> None:
+    for mask in (lambda p: p, True, {"w": 1.0}, {"w": None}):
+        with pytest.raises(TypeError, match="`mask` must be a tree of bools like the params"):
+            adamw(mask=mask)
+
+
 def test_left_out_and_overridden() -> None:
     assert [link.name for link in sgd().links] == ["scale_by_learning_rate"]
     assert "momentum" not in sgd(momentum=0.0).hyperparams

@@ -655,6 +655,14 @@ FUNCTIONS: dict[str, tuple[Any, Any]] = {  # optax's and ours, of an array and a
         lambda x, s: optax.tree.norm({"a": x, "b": [x[0]]}),
         lambda x, s: rc.global_norm({"a": x, "b": [x[0]]}),
     ),
+    "incremental_update": (
+        lambda x, s: optax.incremental_update([x], [x[::-1]], s / 1e3)[0],
+        lambda x, s: rc.incremental_update([x], [x.flip(0)], s / 1e3)[0],
+    ),
+    "periodic_update": (
+        lambda x, s: optax.periodic_update([x], [x[::-1]], jnp.int32(s), 3)[0],
+        lambda x, s: rc.periodic_update([x], [x.flip(0)], torch.tensor(int(s)), 3)[0],
+    ),
     "apply_updates": (
         lambda x, s: optax.apply_updates([x], [x[::-1] * s])[0],
         lambda x, s: rc.apply_updates([x], [x.flip(0) * s])[0],

@@ -10,7 +10,7 @@ from ..data.hyper import Fraction, Hyper, NonNegative, Range
 from .memory import average, begun, root, wide, zeros
 from .transforms import clamped, sign
 
-Growth = Annotated[Hyper, Range(1.0)]
+Growth = Annotated[Hyper, Range(1)]
 
 
 @elementwise(state=zeros("square_avg"))

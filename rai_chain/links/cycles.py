@@ -23,7 +23,7 @@ from .schedules import (
     through,
 )
 
-Divisor = Annotated[Any, Range(1.0)]
+Divisor = Annotated[Any, Range(1)]
 
 
 @dataclass(frozen=True, eq=False)

@@ -56,7 +56,13 @@ from .links.frank_wolfe import (
     one_hot_sign,
 )
 from .links.from_torch import from_torch
-from .links.layerwise import lamb, lars, scale_by_trust_ratio
+from .links.layerwise import (
+    lamb,
+    lars,
+    scale_by_param_block_norm,
+    scale_by_param_block_rms,
+    scale_by_trust_ratio,
+)
 from .links.moments import (
     scale_by_adam,
     scale_by_adamax,
@@ -215,6 +221,8 @@ __all__ = [
     "scale_by_learning_rate",
     "scale_by_lion",
     "scale_by_nadam",
+    "scale_by_param_block_norm",
+    "scale_by_param_block_rms",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rprop",

@@ -45,13 +45,66 @@ def scale_by_trust_ratio(
     """
 
     def scaled(leaf: Tensor, param: Tensor) -> Tensor:
-        own, of_param = (row_norm(x.reshape(1, -1), 2).reshape(()) for x in (leaf, param))
-        own, of_param = own.clamp(min=min_norm), of_param.clamp(min=min_norm)
+        own, of_param = (_norm(x).clamp(min=min_norm) for x in (leaf, param))
         zero = (own == 0) | (of_param == 0)
         ratio = trust_coefficient * of_param / torch.where(zero, 1, own + eps)
         return (leaf * torch.where(zero, 1, ratio)).to(leaf.dtype)
 
     return [scaled(leaf, p) for leaf, p in zip(leaves, param, strict=True)]
+
+
+@treewise
+def scale_by_param_block_norm(
+    leaves: list[Tensor], min_scale: NonNegative = 1e-3, *, param: list[Tensor]
+) -> list[Tensor]:
+    """Multiply each leaf by the norm of its parameter; `update` needs `params`.
+
+    Args:
+        min_scale: what the norm is at least, >= 0, so that a leaf at zero can move.
+
+    Raises:
+        ValueError: min_scale < 0, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx, p = scale_by_param_block_norm(), torch.tensor([6.0, 8.0])
+        >>> tx.update(torch.tensor([0.0, 0.5]), (), params=p)[0]
+        tensor([0., 5.])
+
+    Source: the function of the same name in optax.
+    """
+    pairs = zip(leaves, param, strict=True)
+    return [(leaf * _norm(p).clamp(min=min_scale)).to(leaf.dtype) for leaf, p in pairs]
+
+
+@treewise
+def scale_by_param_block_rms(
+    leaves: list[Tensor], min_scale: NonNegative = 1e-3, *, param: list[Tensor]
+) -> list[Tensor]:
+    """Multiply each leaf by the root mean square of its parameter; `update` needs `params`.
+
+    Args:
+        min_scale: what the root mean square is at least, >= 0, so that a leaf at zero can move.
+
+    Raises:
+        ValueError: min_scale < 0, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx, p = scale_by_param_block_rms(), torch.tensor([1.0, 7.0])
+        >>> tx.update(torch.tensor([0.0, 0.5]), (), params=p)[0]
+        tensor([0.0000, 2.5000])
+
+    Source: Adafactor (Shazeer and Stern 2018, arXiv 1804.04235); optax's of the same name.
+    """
+    sizes = [(_norm(p) / max(1, p.numel()) ** 0.5).clamp(min=min_scale) for p in param]
+    return [(leaf * size).to(leaf.dtype) for leaf, size in zip(leaves, sizes, strict=True)]
+
+
+def _norm(leaf: Tensor) -> Tensor:
+    """The Euclidean norm of a leaf, 0-dim."""
+    norm: Tensor = row_norm(leaf.reshape(1, -1), 2).reshape(())
+    return norm
 
 
 def lamb(

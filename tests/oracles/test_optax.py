@@ -413,6 +413,10 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "scale_by_yogi": moments(optax.scale_by_yogi, rc.scale_by_yogi),
     "scale_by_adan": partial(adan, link=True),
     "scale_by_trust_ratio": trust_ratio,
+    "scale_by_param_block_norm": number(
+        optax.scale_by_param_block_norm, rc.scale_by_param_block_norm
+    ),
+    "scale_by_param_block_rms": number(optax.scale_by_param_block_rms, rc.scale_by_param_block_rms),
     "adamax": rates(optax.adamax, rc.adamax, exp_avg="mu", exp_inf="nu"),
     "radam": radam,
     "adabelief": rates(optax.adabelief, rc.adabelief, exp_avg="mu", exp_avg_var="nu"),

@@ -1,5 +1,7 @@
 """The oracles against brute force, the step against its formula and against convergence."""
 
+from fractions import Fraction
+
 import pytest
 import torch
 
@@ -26,6 +28,40 @@ def test_the_oracle_minimises_over_the_ball(p, shape):
     dual = {1: float("inf"), 2: 2, float("inf"): 1}[p]
     value = -2.0 * torch.linalg.vector_norm(rows, dual, dim=1)  # Hoelder: attained on the ball
     torch.testing.assert_close((rows * s).sum(1), value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("epsilon", [0.1, 1.0, 3e-3])
+def test_the_answer_is_in_the_ball_in_exact_arithmetic(dtype, epsilon):
+    for magnitude in (1e-25, 1.0, 1e25):
+        rows = (draw(20, 30) * magnitude).to(dtype)
+        if not rows.isfinite().all():
+            continue
+        answers = {
+            1: [rc.l1_oracle(epsilon), rc.l1q_oracle(0.8, epsilon)],
+            2: [rc.l2_oracle(epsilon)],
+            float("inf"): [rc.linf_oracle(epsilon)],
+        }
+        for p, oracles in answers.items():
+            for oracle in oracles:
+                for row in oracle.map(rows).tolist():
+                    sizes = [abs(Fraction(v)) for v in row]
+                    power = 1 if p != 2 else 2
+                    size = max(sizes) if p == float("inf") else sum(v**power for v in sizes)
+                    bound = Fraction(epsilon) ** power
+                    assert size <= bound
+                    smallest = 0.9 if dtype in (torch.float64, torch.float32) else 0.7
+                    assert not any(sizes) or size > bound * Fraction(smallest)
+
+
+def test_frank_wolfe_stays_in_its_ball_however_small_the_gradient():
+    """The gradient of a confident classifier is below 1e-22."""
+    x = torch.zeros(2, 3, requires_grad=True)
+    optim = rc.optim.L2FrankWolfe([x], epsilon=1.0)
+    for _ in range(5):
+        x.grad = draw(2, 3).float() * 1e-30
+        optim.step()
+        assert x.norm(dim=1).max() <= 1.0 + 1e-6
 
 
 def test_l1q_oracle_has_the_right_support_and_norm():

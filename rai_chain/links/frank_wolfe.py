@@ -7,6 +7,7 @@ from torch import Tensor
 
 from ..core.link import elementwise, rowwise
 from ..data.hyper import Bool, Fraction, NonNegative, Number
+from ..kernels import sets, signs
 from ..kernels.select import keep_largest
 from .transforms import TINY, normalize, sign, top_q
 
@@ -25,8 +26,13 @@ def one_hot_sign(rows: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     Source: the vertices of the L1 ball (Jaggi 2013, "Revisiting Frank-Wolfe", ICML).
     """
-    kept = keep_largest(rows, min(1, rows.shape[1]), out=out)
-    return torch.where(kept.isnan(), kept, torch.sign(kept), out=out)
+    return signs.sign(keep_largest(rows, min(1, rows.shape[1]), out=out), out)
+
+
+def _descent(rows: Tensor, epsilon: Any) -> Tensor:
+    """``-epsilon * rows``, in the dtype of the rows."""
+    scaled: Tensor = rows * -epsilon
+    return scaled.to(rows.dtype)
 
 
 @rowwise
@@ -47,7 +53,7 @@ def l1_oracle(rows: Tensor, epsilon: NonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return one_hot_sign.function(rows) * -epsilon
+    return sets.l1_ball(_descent(one_hot_sign.function(rows), epsilon), epsilon)
 
 
 @rowwise
@@ -69,8 +75,8 @@ def l1q_oracle(rows: Tensor, q: Fraction, epsilon: NonNegative) -> Any:
 
     Source: `L1qFrankWolfe` of rai-toolbox.
     """
-    signs = sign.function(top_q.function(rows, q))
-    return normalize.function(signs, 1) * -epsilon
+    kept = sign.function(top_q.function(rows, q))
+    return sets.l1_ball(_descent(normalize.function(kept, 1), epsilon), epsilon)
 
 
 @rowwise
@@ -91,7 +97,7 @@ def l2_oracle(rows: Tensor, epsilon: NonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return normalize.function(rows, 2) * -epsilon
+    return sets.l2_ball(_descent(normalize.function(rows, 2, 0.0), epsilon), epsilon)
 
 
 @elementwise
@@ -111,7 +117,7 @@ def linf_oracle(grad: Tensor, epsilon: NonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return sign.function(grad) * -epsilon
+    return sets.linf_ball(_descent(signs.sign(grad), epsilon), epsilon)
 
 
 def check_rate(values: dict[str, Any]) -> None:

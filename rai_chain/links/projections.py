@@ -1,7 +1,9 @@
 """Constraint sets: each a parameter link, and a plain function named ``project_...``.
 
 The projections are Euclidean. A point inside its set keeps its bits; a point outside lands on
-the boundary, rounded inwards.
+the boundary, rounded inwards: in exact arithmetic it is never outside, whatever the dtype. An
+infinite element means the limit as it grows, several of them growing equally; NaN makes its row
+NaN.
 """
 
 import functools
@@ -9,14 +11,12 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from ..core.link import Factory, elementwise, rowwise
 from ..data.hyper import NonNegative, Optional
 from ..data.tree import Tree
-from ..kernels.simplex import simplex_threshold
+from ..kernels import sets
 from .transforms import check_interval, clamped
 
 # ------------------------------------------------------------------ the sets
@@ -71,15 +71,13 @@ def linf_ball(
 
     Source: projected gradient descent (Madry et al. 2017, arXiv 1706.06083).
     """
-    if center is None:
-        return clamped(param, -epsilon, epsilon, out)
-    radius = torch.as_tensor(epsilon, dtype=param.dtype, device=param.device)
-    center = torch.as_tensor(center, dtype=param.dtype, device=param.device)
-    return clamped(param, add_inwards(center, -radius), add_inwards(center, radius), out)
+    return sets.linf_ball(param, epsilon, center, out)
 
 
 @rowwise(phase="parameter")
-def l2_ball(rows: Tensor, epsilon: NonNegative, center: Optional = None) -> Tensor:
+def l2_ball(
+    rows: Tensor, epsilon: NonNegative, center: Optional = None, *, out: Tensor | None = None
+) -> Tensor:
     """Keep each row within Euclidean distance `epsilon` of `center`.
 
     Args:
@@ -97,11 +95,13 @@ def l2_ball(rows: Tensor, epsilon: NonNegative, center: Optional = None) -> Tens
 
     Source: projected gradient descent (Madry et al. 2017, arXiv 1706.06083).
     """
-    return _around(center, rows, lambda x: _l2(x, epsilon))
+    return sets.l2_ball(rows, epsilon, center, out)
 
 
 @rowwise(phase="parameter")
-def l1_ball(rows: Tensor, epsilon: NonNegative, center: Optional = None) -> Tensor:
+def l1_ball(
+    rows: Tensor, epsilon: NonNegative, center: Optional = None, *, out: Tensor | None = None
+) -> Tensor:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point.
 
     Args:
@@ -119,11 +119,11 @@ def l1_ball(rows: Tensor, epsilon: NonNegative, center: Optional = None) -> Tens
 
     Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML.
     """
-    return _around(center, rows, lambda x: _l1(x, epsilon))
+    return sets.l1_ball(rows, epsilon, center, out)
 
 
 @rowwise(phase="parameter")
-def simplex(rows: Tensor, scale: NonNegative = 1.0) -> Tensor:
+def simplex(rows: Tensor, scale: NonNegative = 1.0, *, out: Tensor | None = None) -> Tensor:
     """Replace each row by the nearest one whose elements are >= 0 and sum to `scale`.
 
     Args:
@@ -140,56 +140,7 @@ def simplex(rows: Tensor, scale: NonNegative = 1.0) -> Tensor:
 
     Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML.
     """
-    nearest = (rows - _threshold(rows, scale)).clamp(min=0.0).to(rows.dtype)
-    total = rows.sum(1, keepdim=True, dtype=torch.float64)
-    inside = ((total - scale).abs() <= torch.finfo(rows.dtype).eps * scale) & (rows >= 0).all(
-        1, keepdim=True
-    )
-    kept = rows.detach() + (nearest - nearest.detach())  # its bits, with the derivative of nearest
-    return torch.where(inside, kept, nearest)
-
-
-# ------------------------------------------------------------------ their arithmetic
-
-
-def _threshold(rows: Tensor, radius: Any) -> Tensor:
-    """The simplex threshold, (N, 1) float64."""
-    value = torch.as_tensor(radius, dtype=torch.float64, device=rows.device)
-    return simplex_threshold(rows, value.reshape(-1) if value.ndim else value)
-
-
-def _l2(x: Tensor, epsilon: Any) -> Tensor:
-    norm = vector_norm(x, 2, dim=1, keepdim=True, dtype=torch.float64)
-    inwards = 1.0 - torch.finfo(x.dtype).eps
-    factor = epsilon / torch.maximum(norm, norm.new_full((), torch.finfo(x.dtype).tiny)) * inwards
-    return torch.where(norm <= epsilon, x, (x * factor).to(x.dtype))
-
-
-def _l1(x: Tensor, epsilon: Any) -> Tensor:
-    size = x.abs()
-    norm = size.sum(1, keepdim=True, dtype=torch.float64)
-    theta = _threshold(size, epsilon)
-    inwards = 1.0 - torch.finfo(x.dtype).eps
-    shrunk = torch.copysign(((size - theta).clamp(min=0.0) * inwards).to(x.dtype), x)
-    return torch.where(norm <= epsilon, x, shrunk)
-
-
-def _around(center: Any, rows: Tensor, project: Callable[[Tensor], Tensor]) -> Tensor:
-    """A projection onto a ball around the origin, moved to `center`."""
-    if center is None:
-        return project(rows)
-    center = torch.as_tensor(center, dtype=rows.dtype, device=rows.device)
-    offset = rows - center
-    moved = project(offset)
-    return torch.where(moved == offset, rows, add_inwards(center, moved))
-
-
-def add_inwards(center: Tensor, offset: Tensor) -> Tensor:
-    """``center + offset``, rounded so that it is never farther from `center` than `offset`."""
-    moved = center + offset
-    too_far = (moved.double() - center.double()).abs() > offset.double().abs()
-    nearer = torch.nextafter(moved.detach(), center.detach().expand_as(moved))
-    return torch.where(too_far, moved + (nearer - moved).detach(), moved)
+    return sets.simplex(rows, scale, out)
 
 
 # ------------------------------------------------------------------ plain functions

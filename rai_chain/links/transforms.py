@@ -4,7 +4,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.linalg import vector_norm
 
 from ..core.link import elementwise, rowwise, treewise
 from ..data.hyper import (
@@ -17,6 +16,8 @@ from ..data.hyper import (
     StaticOptional,
 )
 from ..data.random import normal, uniform
+from ..kernels import signs
+from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
 
 TINY = torch.finfo(torch.float32).tiny
@@ -218,17 +219,7 @@ def sign(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
 
     Source: the fast gradient sign method (Goodfellow et al. 2014, arXiv 1412.6572).
     """
-    return torch.where(grad.isnan(), grad, torch.sign(grad), out=out)
-
-
-def row_norm(rows: Tensor, p: float) -> Any:
-    """The p-norm of each row, (N, 1); of half types in float32."""
-    dtype = torch.float32 if rows.dtype in (torch.float16, torch.bfloat16) else None
-    return vector_norm(rows, p, dim=1, keepdim=True, dtype=dtype)
-
-
-def _div(rows: Tensor, denominator: Tensor, out: Tensor | None) -> Tensor:
-    return torch.div(rows, denominator, out=out).to(rows.dtype)
+    return signs.sign(grad, out)
 
 
 @rowwise
@@ -242,8 +233,8 @@ def normalize(
     """Divide each row by max(its p-norm, `div_by_zero_eps`); a zero row stays zero.
 
     Args:
-        p: order of the norm, 1 <= p <= inf, a Python number.
-        div_by_zero_eps: smallest denominator, >= 0. Norms of half types are float32.
+        p: order of the norm, 1 <= p <= inf, a Python number. Norms are float64.
+        div_by_zero_eps: smallest denominator, >= 0.
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
@@ -256,7 +247,7 @@ def normalize(
 
     Source: steepest descent for the p-norm balls (Boyd and Vandenberghe 2004, section 9.4).
     """
-    return _div(rows, row_norm(rows, p).clamp(min=div_by_zero_eps), out)
+    return rescale(rows, row_norm(rows, p).clamp(min=div_by_zero_eps), out=out)
 
 
 @rowwise
@@ -285,14 +276,14 @@ def clip_by_norm(
 
     Source: gradient clipping (Pascanu et al. 2013, arXiv 1211.5063).
     """
-    return torch.mul(rows, _clip_factor(row_norm(rows, p), max_norm), out=out).to(rows.dtype)
+    return rescale(rows, *_clip(row_norm(rows, p), max_norm), out)
 
 
-def _clip_factor(norm: Tensor, max_norm: Any) -> Tensor:
-    """min(1, max_norm / norm), without a division that could overflow and spoil a derivative."""
-    info = torch.finfo(norm.dtype)
-    bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device).clamp(max=info.max)
-    return bound / torch.maximum(norm, bound).clamp(min=info.tiny)
+def _clip(norm: Tensor, max_norm: Any) -> tuple[Tensor, Tensor]:
+    """What to divide by and to multiply with: the norm and its bound, or 1 and 1 inside it."""
+    bound = torch.as_tensor(max_norm, dtype=torch.float64, device=norm.device).expand(norm.shape)
+    inside = norm <= bound
+    return torch.where(inside, 1.0, norm), torch.where(inside, 1.0, bound)
 
 
 @treewise
@@ -301,8 +292,8 @@ def clip_by_global_norm(
 ) -> list[Tensor]:
     """Scale all leaves by one factor so that the p-norm of all their elements is <= `max_norm`.
 
-    Differentiable and right under `vmap`; a tree inside the bound keeps its bits. Norms of half
-    types are float32.
+    Differentiable and right under `vmap`; a tree inside the bound keeps its bits. Norms are
+    float64.
 
     Args:
         max_norm: largest norm, >= 0.
@@ -319,11 +310,13 @@ def clip_by_global_norm(
 
     Source: gradient clipping (Pascanu et al. 2013, arXiv 1211.5063).
     """
-    norms = [row_norm(leaf.reshape(1, -1), p).reshape(()) for leaf in leaves if leaf.numel()]
+    rows = [leaf.reshape(1, -1) for leaf in leaves]
+    norms = [row_norm(row, p) for row in rows if row.shape[1]]
     if not norms:
         return leaves
-    factor = _clip_factor(vector_norm(torch.stack(norms), p), max_norm)
-    return [(leaf * factor).to(leaf.dtype) for leaf in leaves]
+    divisor, factor = _clip(row_norm(torch.cat(norms, 1), p), max_norm)
+    pairs = zip(rows, leaves, strict=True)
+    return [rescale(row, divisor, factor).reshape(leaf.shape) for row, leaf in pairs]
 
 
 @elementwise

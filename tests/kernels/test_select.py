@@ -1,12 +1,11 @@
 """The laws of `keep_largest`."""
 
 import math
+import signal
 import threading
 import warnings
-from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,9 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-import rai_chain.kernels.select_numpy as select
-import rai_chain.kernels.select_row as row
-from rai_chain.kernels.select import keep_largest, keep_mask_reference
+from rai_chain.kernels.fallback import keep_mask_by_sorting
+from rai_chain.kernels.select import keep_largest
 
 BITS = {
     torch.float64: torch.int64,
@@ -30,30 +28,7 @@ KINDS = [
     *("constant", "signs", "nan", "inf", "denormal", "integers", "payloads", "close", "ladder"),
 ]
 SIZES = [1, 2, 7, 256, 257, 511, 512, 513, 784, 1025, 1536, 4608]
-LONG = select._LONG_ROW
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """On a busy machine torch's threads wait for each other far longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(params=["blocks", "partition", "widened"])
-def plan(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Every way a processor may ask for."""
-
-    def plan(dtype: str) -> select._Plan:
-        own = np.dtype(dtype)
-        if request.param == "widened":
-            return select._Plan("blocks", max(own, np.dtype(np.int32)))
-        return select._Plan(request.param, own)
-
-    monkeypatch.setattr(select, "_plan", plan)
-    yield
+LONG = 1 << 16  # a larger sample from here on
 
 
 def make(kind: str, shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) -> Tensor:
@@ -101,10 +76,11 @@ def assert_same_bits(a: Tensor, b: Tensor) -> None:
 
 
 def check(rows: Tensor, k: int | Tensor) -> None:
-    mask = keep_mask_reference(rows, torch.as_tensor(k))
+    mask = keep_mask_by_sorting(rows, torch.as_tensor(k))
     expected = torch.where(mask, rows, 0)
     assert torch.equal(mask.sum(1), torch.as_tensor(k).expand(len(rows)))
-    assert torch.equal(torch.ops.rai_chain.keep_mask(rows, torch.as_tensor(k)), mask)
+    each = torch.as_tensor(k).expand(len(rows))
+    assert torch.equal(torch.ops.rai_chain.keep_mask(rows, each), mask)
     before = rows.clone()
     assert_same_bits(keep_largest(rows, k), expected)
     assert_same_bits(rows, before)
@@ -116,7 +92,6 @@ def check(rows: Tensor, k: int | Tensor) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.usefixtures("plan")
 def test_equals_reference(kind: str) -> None:
     for size in (7, 513, 784, 4608):
         for number, k in enumerate((0, 1, size // 10, size // 2, size - size // 10, size - 1)):
@@ -134,25 +109,12 @@ def test_long_rows_equal_reference(kind: str) -> None:
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("hidden", [0.0, 3.0, math.nan])
-def test_a_sample_that_misleads(hidden: float, dtype: torch.dtype) -> None:
-    x = make("normal", (1, 50_000), dtype)
-    positions = row._fractions()[: 1 << 12].astype(np.int64) * 50_000 >> 31
-    x[0, torch.from_numpy(positions)] = hidden
-    for k in (1, 3_000, 10_000, 44_000, 49_999):
-        check(x.clone(), k)
-
-
-def test_two_passes_over_a_long_row(monkeypatch: pytest.MonkeyPatch) -> None:
-    passes, within = [], row._within
-
-    def counted(*arguments: Any) -> Any:
-        passes.append(arguments[0].dtype)
-        return within(*arguments)
-
-    monkeypatch.setattr(row, "_within", counted)
-    for seed, q in enumerate((0.01, 0.1, 0.5, 0.9, 0.99)):
-        keep_largest(make("normal", (1, 300_000), torch.float32, seed), round((1 - q) * 300_000))
-    assert passes == [np.int16] * 10
+def test_a_regular_structure_misleads_no_sample(hidden: float, dtype: torch.dtype) -> None:
+    for stride in (2, 3, 64, 1000):
+        x = make("normal", (1, 70_000), dtype)
+        x[0, ::stride] = hidden
+        for k in (1, 3_000, 10_000, 44_000, 69_999):
+            check(x.clone(), k)
 
 
 @given(
@@ -300,7 +262,37 @@ def test_threads_do_not_share_scratch() -> None:
     assert not wrong
 
 
+def test_re_entrant() -> None:
+    """A signal handler that selects during a selection."""
+    inner = make("normal", (40, 784), torch.float32, 1)
+    expected_inner = keep_largest(inner, 100)
+    outer = make("normal", (1, 100_000), torch.float32)
+    expected, wrong, calls = keep_largest(outer, 9_000), 0, 0
+
+    def handler(*_: Any) -> None:
+        nonlocal wrong, calls
+        calls += 1
+        wrong += not torch.equal(keep_largest(inner, 100), expected_inner)
+
+    previous = signal.signal(signal.SIGALRM, handler)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, 1e-4, 2e-4)
+        while calls < 100:
+            wrong += not torch.equal(keep_largest(outer, 9_000), expected)
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+    assert not wrong
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_plan_is_one_of_those_tested(dtype: torch.dtype) -> None:
-    plan = select._plan(np.dtype(f"i{dtype.itemsize}").str)
-    assert plan.method in ("blocks", "partition") and plan.width.itemsize >= dtype.itemsize
+def test_denormals_where_they_are_flushed(dtype: torch.dtype) -> None:
+    x = torch.arange(1, 40_001, dtype=torch.int64).to(BITS[dtype])
+    x = (x & 0x3F if dtype == torch.bfloat16 else x & 0x3FF).view(dtype)[None]
+    expected = torch.where(keep_mask_by_sorting(x, torch.tensor(20_000)), x, 0)
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes none")
+    try:
+        assert_same_bits(keep_largest(x, 20_000), expected)
+    finally:
+        torch.set_flush_denormal(False)

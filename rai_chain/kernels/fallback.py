@@ -1,0 +1,265 @@
+"""What native.cpp does, in numpy and torch and to the same bits: slower, on any device.
+
+Sums are pairs of float64 numbers, the sum and what rounding lost of it, added up in one fixed
+order. So a row is inside its ball or not, whatever the dtype, and nothing leaves the range.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+BITS = {
+    torch.float64: torch.int64,
+    torch.float32: torch.int32,
+    torch.float16: torch.int16,
+    torch.bfloat16: torch.int16,
+}
+INF = {t: int(torch.tensor(torch.inf, dtype=t).view(b)) for t, b in BITS.items()}
+BLOCK = 1024  # terms that are added up by halving
+CHUNK = 1 << 18  # elements worked on at once: they stay in cache
+INWARDS = 1.0 - 2.0**-50  # outweighs the roundings of float64 on the way to a point of a ball
+
+Pair = tuple[Tensor, Tensor]  # a sum, and what rounding lost of it
+
+
+def in_chunks(function: Callable[..., Tensor], rows: Tensor, *args: Any) -> Tensor:
+    """A function of rows on a few of them at a time, on a CPU, so that all stays in cache."""
+    n, size = rows.shape
+    step = max(1, CHUNK // max(1, size)) if rows.is_cpu else max(1, n)
+    results = [
+        function(
+            rows[i : i + step], *(a[i : i + step] if isinstance(a, Tensor) else a for a in args)
+        )
+        for i in range(0, max(1, n), step)
+    ]
+    return results[0] if len(results) == 1 else torch.cat(results)
+
+
+# ------------------------------------------------------------------ selection
+
+
+def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
+    """Where the k elements of largest magnitude of each row are, the first among equals."""
+    if not rows.is_cpu:
+        return keep_mask_by_sorting(rows, k)
+    if not rows.numel():
+        return torch.empty(rows.shape, dtype=torch.bool)
+    return in_chunks(_keep_mask_of_chunk, rows, k)
+
+
+def _keep_mask_of_chunk(rows: Tensor, k: Tensor) -> Tensor:
+    keep, size = k.numpy(), rows.shape[1]
+    bits = rows.contiguous().view(BITS[rows.dtype]).numpy()
+    values = bits & np.iinfo(bits.dtype).max  # their order is that of the magnitudes
+    np.minimum(values, INF[rows.dtype] + 1, out=values)  # NaN is NaN, whatever its payload
+    drop = np.minimum(size - keep, size - 1)
+    if (drop == drop[0]).all():
+        bound = np.partition(values, drop[0], axis=1)[:, drop[0], None]
+    else:
+        bound = np.take_along_axis(np.sort(values, axis=1), drop[:, None], axis=1)
+    mask = values >= bound
+    surplus = np.count_nonzero(mask, axis=1) - keep
+    for row in np.flatnonzero(surplus):  # the last among equals go
+        mask[row, np.flatnonzero(values[row] == bound[row])[-surplus[row] :]] = False
+    return torch.from_numpy(mask)
+
+
+def keep_mask_by_sorting(rows: Tensor, k: Tensor) -> Tensor:
+    """The same without a read on the host: other devices, and the tests."""
+    n, size = rows.shape
+    bits = rows.contiguous().view(BITS[rows.dtype])
+    magnitude = (bits & torch.iinfo(bits.dtype).max).clamp(max=INF[rows.dtype] + 1)
+    order = magnitude.sort(dim=1, descending=True, stable=True).indices
+    ranked = torch.arange(size, device=rows.device) < k.expand(n)[:, None]
+    return torch.zeros_like(rows, dtype=torch.bool).scatter(1, order, ranked)
+
+
+# ------------------------------------------------------------------ sums and norms
+
+
+def two_sum(a: Tensor, b: Tensor) -> Pair:
+    """a + b, and exactly what rounding lost of it (Knuth)."""
+    s = a + b
+    t = s - a
+    return s, (a - (s - t)) + (b - t)
+
+
+def square(v: Tensor) -> Pair:
+    """v * v, and exactly what rounding lost of it (Dekker)."""
+    p = v * v
+    high = (v.contiguous().view(torch.int64) & -(1 << 27)).view(torch.float64)
+    low = v - high
+    return p, ((high * high - p) + 2.0 * high * low) + low * low
+
+
+def total(terms: Tensor) -> Tensor:
+    """The sum of each row, (N, 1): in blocks of 1024, the second half onto the first."""
+    n = len(terms)
+    while terms.shape[1] > 1:
+        terms = _blocks(terms)
+        while terms.shape[1] > 1:
+            a, b = terms.chunk(2, dim=1)
+            terms = a + b
+        terms = terms.view(n, -1)
+    return terms
+
+
+def exact_total(hi: Tensor, lo: Tensor) -> Pair:
+    """The same of pairs, in twice the precision."""
+    n = len(hi)
+    while hi.shape[1] > 1:
+        hi, lo = _blocks(hi), _blocks(lo)
+        while hi.shape[1] > 1:
+            (a, b), (c, d) = hi.chunk(2, dim=1), lo.chunk(2, dim=1)
+            hi, e = two_sum(a, b)
+            lo = (c + d) + e
+        hi, lo = hi.view(n, -1), lo.view(n, -1)
+    return hi, torch.where(hi.isfinite(), lo, 0.0)
+
+
+def _blocks(terms: Tensor) -> Tensor:
+    size = terms.shape[1]
+    width = BLOCK if size > BLOCK else 1 << (size - 1).bit_length()
+    return pad(terms, (0, -size % width)).reshape(-1, width)
+
+
+def norm(rows: Tensor, p: float) -> Tensor:
+    """The p-norm of each row, (N, 1), float64."""
+    values = rows.double().abs()
+    if p == 1:
+        return total(values)
+    big = values.amax(1, keepdim=True)
+    if p == torch.inf:
+        return big
+    if p == 2:
+        squares = total(values * values)
+        scale = _scale_of_squares(values, squares)
+        return sqrt(squares) if scale is None else sqrt(total((values * scale) ** 2)) / scale
+    safe = torch.where((big > 0) & (big < torch.inf), big, 1.0)
+    return safe * total((values / safe) ** p) ** (1.0 / p)
+
+
+def _scale_of_squares(values: Tensor, squares: Tensor) -> Tensor | None:
+    """A power of two for each row, so that its squares keep to the range; None: no need."""
+    odd = ~((squares > 1e-200) & (squares < 1e200))
+    if odd.is_cpu and not bool(odd.any()):
+        return None
+    big = values.abs().amax(1, keepdim=True)
+    odd &= (big > 0) & (big < torch.inf)
+    return torch.where(odd, _power_of_two(big), 1.0)
+
+
+def _power_of_two(big: Tensor) -> Tensor:
+    """The power of two, of at most 1000, that brings a number near 1."""
+    exponent = torch.frexp(big).exponent.long().clamp(-1000, 1000)
+    return ((1023 - exponent) << 52).view(torch.float64)
+
+
+def sqrt(x: Tensor) -> Tensor:
+    """Rounded as IEEE 754 has it, which torch's is not on a CPU."""
+    return torch.from_numpy(np.sqrt(x.numpy())) if x.is_cpu else x.sqrt()
+
+
+# ------------------------------------------------------------------ sets
+
+
+def project(rows: Tensor, center: Tensor | None, radius: Tensor, kind: int) -> Tensor:
+    """The nearest point of the simplex (kind 0), the L1 ball (1) or the L2 ball (2) of each row."""
+    return (_simplex, _l1, _l2)[kind](rows, center, radius)
+
+
+def _simplex(rows: Tensor, _: Tensor | None, radius: Tensor) -> Tensor:
+    values = rows.double()
+    near = (total(values) - radius).abs() <= torch.finfo(rows.dtype).eps * radius
+    scale = _unit(radius)
+    over, whole = _over_threshold(values, radius * scale, scale)
+    nearest = (over * (radius * scale / whole)) / scale
+    return torch.where(near & (rows >= 0).all(1, keepdim=True), rows, nearest.to(rows.dtype))
+
+
+def _l1(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
+    offset, lost = _offset(rows, center)
+    size = offset.abs()
+    hi, lo = exact_total(size, torch.where(offset < 0, -lost, lost))
+    inside = (hi - radius) + lo <= 0.0
+    far = _power_of_two(size.amax(1, keepdim=True))
+    scale = torch.where((hi > 1e290) & size.isfinite().all(1, True), far, _unit(radius))
+    over, whole = _over_threshold(size, radius * scale, scale)
+    moved = torch.copysign(_unscaled(over * (radius * scale / whole * INWARDS), scale), offset)
+    return torch.where(inside | (radius == torch.inf), rows, inwards(center, moved, rows.dtype))
+
+
+def _l2(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
+    offset, lost = _offset(rows, center)
+    hi, lo = _exact_squares(offset, lost)
+    scale = _scale_of_squares(offset, hi)
+    if scale is not None:
+        offset, lost = offset * scale, lost * scale
+        hi, lo = _exact_squares(offset, lost)
+    near, near_lost = square((radius if scale is None else radius * scale).clamp(max=1e150))
+    inside = (hi - near) + (lo - near_lost) <= 0.0
+    ends = offset.isinf()  # the limit: infinite elements are equally large, the rest is nothing
+    far = ends.any(1, keepdim=True) & (hi == torch.inf)
+    offset = torch.where(far, torch.where(ends, offset.sign(), 0.0), offset)
+    root = sqrt(torch.where(far, ends.sum(1, keepdim=True).double(), hi + lo))
+    scale = _unit(radius)
+    moved = _unscaled(offset * (radius * scale / root * INWARDS), scale)
+    return torch.where(inside | (radius == torch.inf), rows, inwards(center, moved, rows.dtype))
+
+
+def _exact_squares(v: Tensor, e: Tensor) -> Pair:
+    hi, lo = square(v)
+    return exact_total(hi, lo + 2.0 * v * e)
+
+
+def _offset(rows: Tensor, center: Tensor | None) -> Pair:
+    if center is None:
+        return rows.double(), rows.new_zeros((), dtype=torch.float64)
+    return two_sum(rows.double(), -center.double())
+
+
+def _over_threshold(values: Tensor, radius: Tensor, scale: Tensor) -> Pair:
+    """max(values - theta, 0) with the theta that makes their sum the radius, and that sum.
+
+    Newton's method from below, relative to the largest: far points lose no digits. Active sets
+    only shrink, so it ends. The values are in units of 1 / scale.
+    """
+    top = values.amax(1, keepdim=True)
+    below = torch.where(values == top, 0.0, (values - top) * scale)
+    mean = (total(torch.maximum(below, -radius)) - radius) / values.shape[1]
+    theta = torch.maximum(mean, -radius)
+    while True:
+        active = below > theta
+        count = active.sum(1, keepdim=True).double()
+        step = (total(torch.where(active, below, 0.0)) - radius) / count
+        if not bool((step > theta).any()):
+            over = (below - theta).clamp(min=0.0)
+            hi, lo = exact_total(over, torch.zeros_like(over))
+            return over, (hi + lo).clamp(min=torch.finfo(torch.float64).tiny)
+        theta = torch.where(step > theta, step, theta)
+
+
+def _unit(radius: Tensor) -> Tensor:
+    """The scale in which a radius and its parts are no denormal numbers."""
+    return torch.ones_like(radius).masked_fill(radius < 1e-180, 2.0**600)
+
+
+def _unscaled(moved: Tensor, scale: Tensor) -> Tensor:
+    """moved / scale, rounded towards zero where it is rounded at all."""
+    result = moved / scale
+    return torch.where(result.abs() * scale > moved.abs(), result.nextafter(0.0 * moved), result)
+
+
+def inwards(center: Tensor | None, moved: Tensor, dtype: torch.dtype) -> Tensor:
+    """center + moved in this dtype, never farther from the center than `moved`."""
+    origin = torch.zeros_like(moved, dtype=dtype) if center is None else center.to(dtype)
+    s, e = two_sum(origin.double(), moved)
+    nearest = s.to(dtype)
+    error = nearest.double() - s
+    error = torch.where(error == 0.0, -e, error)
+    far = torch.where(moved > 0.0, error > 0.0, error < 0.0)
+    return torch.where(far, nearest.nextafter(origin), nearest)

@@ -1,0 +1,155 @@
+"""The nearest points of balls and the simplex, for rows: value, rounding and derivative.
+
+Whether a row is inside is decided in twice the precision of float64. Inside it keeps its bits;
+outside it lands on the boundary, each element rounded towards the center, so that no row ends
+outside in exact arithmetic. An infinite element means the limit: as it grows, the nearest point
+comes to rest, and several grow equally. NaN makes its row NaN.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..data.plain import is_plain
+from . import fallback, native
+from .norms import row_norm
+from .operators import operator
+
+SIMPLEX, L1, L2 = range(3)
+
+
+def simplex(rows: Tensor, scale: Any, out: Tensor | None = None) -> Tensor:
+    """The nearest row whose elements are >= 0 and sum to `scale`, (N, D).
+
+    Args:
+        rows: (N, D), any floating dtype.
+        scale: a number or a tensor of shape (), (N,) or (N, 1), >= 0.
+        out: where to write; may be `rows` itself. None: a new tensor.
+
+    Source: Duchi et al., 2008; Michelot, 1986.
+    """
+    scale = _column(scale, rows)
+    if is_plain((rows, scale, out)):
+        return _project(rows.detach(), None, scale, SIMPLEX, out)
+    value = _operator(rows.detach(), None, scale.detach(), SIMPLEX)
+    x, active = rows.double(), value > 0
+    shift = (torch.where(active, x, 0.0).sum(1, True) - scale) / _count(active)
+    return _with_slope(value, torch.where(active, x - shift, 0.0))
+
+
+def l1_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = None) -> Tensor:
+    """The nearest row within L1 distance `radius` of the center, (N, D).
+
+    Args:
+        rows: (N, D), any floating dtype.
+        radius: a number or a tensor of shape (), (N,) or (N, 1), >= 0.
+        center: a number, a tensor that broadcasts to (N, D), or None for the origin.
+        out: where to write; may be `rows` itself. None: a new tensor.
+
+    Source: Duchi et al., 2008; Michelot, 1986.
+    """
+    radius, center = _column(radius, rows), _center(center, rows)
+    if is_plain((rows, radius, center, out)):
+        return _project(rows.detach(), center, radius, L1, out)
+    value, outside, origin = _seen(rows, center, radius, L1)
+    offset, active = rows.double() - origin, (value != origin) & outside
+    size = offset.abs()
+    shift = (torch.where(active, size, 0.0).sum(1, True) - radius) / _count(active)
+    moved = origin + torch.where(active, offset.detach().sign() * (size - shift), 0.0)
+    return torch.where(outside, _with_slope(value, moved), rows)
+
+
+def l2_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = None) -> Tensor:
+    """The nearest row within Euclidean distance `radius` of the center, (N, D).
+
+    Args: as in `l1_ball`.
+    """
+    radius, center = _column(radius, rows), _center(center, rows)
+    if is_plain((rows, radius, center, out)):
+        return _project(rows.detach(), center, radius, L2, out)
+    value, outside, origin = _seen(rows, center, radius, L2)
+    offset = torch.where(outside, rows.double() - origin, 1.0)
+    moved = origin + offset / row_norm(offset, 2) * torch.where(outside, radius, 1.0)
+    return torch.where(outside, _with_slope(value, moved), rows)
+
+
+def linf_ball(x: Tensor, radius: Any, center: Any = None, out: Tensor | None = None) -> Tensor:
+    """Each element within `radius` of the center: the nearest such number of the dtype.
+
+    Args:
+        x: any shape, any floating dtype.
+        radius: a number or a tensor that broadcasts to x, >= 0.
+        center: the same, or None for the origin.
+        out: where to write; may be `x` itself. None: a new tensor.
+    """
+    center = None if center is None else torch.as_tensor(center, dtype=x.dtype, device=x.device)
+    radius = torch.as_tensor(radius, dtype=torch.float64, device=x.device)
+    plain = is_plain((x, radius, center, out)) and native.takes(x)
+    if plain and center is not None and radius.ndim == 0:
+        return native.clip(x, center, radius, out)
+    low, high = _bound(center, -radius, x.dtype), _bound(center, radius, x.dtype)
+    return torch.clamp(x, low, high, out=out)
+
+
+def _bound(center: Tensor | None, radius: Tensor, dtype: torch.dtype) -> Tensor:
+    origin = torch.zeros_like(radius, dtype=dtype) if center is None else center
+    value = fallback.inwards(origin.detach(), radius.detach(), dtype)
+    return value if is_plain((origin, radius)) else _with_slope(value, origin.double() + radius)
+
+
+# ------------------------------------------------------------------ their arithmetic
+
+
+def _column(radius: Any, rows: Tensor) -> Tensor:
+    """A radius for each row, (N, 1) float64."""
+    column = torch.as_tensor(radius, dtype=torch.float64, device=rows.device)
+    return column.reshape(-1, 1).expand(rows.shape[0], 1)
+
+
+def _center(center: Any, rows: Tensor) -> Tensor | None:
+    if center is None:
+        return None
+    return torch.as_tensor(center, dtype=rows.dtype, device=rows.device).expand(rows.shape)
+
+
+def _seen(
+    rows: Tensor, center: Tensor | None, radius: Tensor, kind: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The nearest points, which rows were moved, and the center in float64."""
+    if center is None:
+        value, origin = _operator(rows.detach(), None, radius.detach(), kind), radius.new_zeros(())
+    else:
+        value = _operator(rows.detach(), center.detach(), radius.detach(), kind)
+        origin = center.double()
+    return value, (value != rows).any(1, keepdim=True), origin
+
+
+def _count(active: Tensor) -> Tensor:
+    return active.sum(1, keepdim=True).clamp(min=1)
+
+
+def _with_slope(value: Tensor, formula: Tensor) -> Tensor:
+    """The value of the one with the derivative of the other."""
+    slope = formula - formula.detach()
+    return value + torch.where(slope == 0.0, slope, 0.0).to(value.dtype)
+
+
+def _project(
+    rows: Tensor, center: Tensor | None, radius: Tensor, kind: int, out: Tensor | None = None
+) -> Tensor:
+    if not rows.numel():
+        return rows.clone() if out is None else out
+    if native.takes(rows):
+        return native.project(rows, center, radius, kind, out)
+    result = fallback.in_chunks(fallback.project, rows, center, radius, kind)
+    return result if out is None else out.copy_(result)
+
+
+def _fake(rows: Tensor, center: Tensor | None, radius: Tensor, kind: int) -> Tensor:
+    return torch.empty_like(rows, memory_format=torch.contiguous_format)
+
+
+_operator = operator(
+    "project(Tensor rows, Tensor? center, Tensor radius, int kind) -> Tensor", _project, _fake
+)

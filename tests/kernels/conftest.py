@@ -1,0 +1,35 @@
+"""Every test of the kernels runs on the fallback and on each level that this machine has."""
+
+import pytest
+import torch
+
+from rai_chain.kernels import native
+
+
+def backends():
+    names = ["fallback"]
+    if native.library is not None:
+        best = native.library.set_level(len(native._LEVELS))
+        names += native._LEVELS[: best + 1]
+    return names
+
+
+@pytest.fixture(autouse=True, params=backends())
+def backend(request, monkeypatch):
+    if request.param == "fallback":
+        monkeypatch.setattr(native, "library", None)
+    else:
+        native.library.set_level(native._LEVELS.index(request.param))
+    assert native.backend() == request.param
+    yield request.param
+    if native.library is not None:
+        native.library.set_level(len(native._LEVELS))
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On a busy machine torch's threads wait for each other far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

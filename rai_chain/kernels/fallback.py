@@ -256,10 +256,11 @@ def _unscaled(moved: Tensor, scale: Tensor) -> Tensor:
 
 def inwards(center: Tensor | None, moved: Tensor, dtype: torch.dtype) -> Tensor:
     """center + moved in this dtype, never farther from the center than `moved`."""
-    origin = torch.zeros_like(moved, dtype=dtype) if center is None else center.to(dtype)
-    s, e = two_sum(origin.double(), moved)
+    if center is None:
+        origin, s, e = torch.zeros_like(moved, dtype=dtype), moved, torch.zeros_like(moved)
+    else:
+        origin, (s, e) = center, two_sum(center.double(), moved)
     nearest = s.to(dtype)
-    error = nearest.double() - s
-    error = torch.where(error == 0.0, -e, error)
+    error = (nearest.double() - s) - e
     far = torch.where(moved > 0.0, error > 0.0, error < 0.0)
     return torch.where(far, nearest.nextafter(origin), nearest)

@@ -121,11 +121,11 @@ def _dense(tensor: Tensor) -> Tensor:
     return tensor.resolve_neg().contiguous()
 
 
-def _target(dense: Tensor, out: Tensor | None) -> Tensor:
+def _target(x: Tensor, out: Tensor | None) -> Tensor:
     """Where to write: `out` itself where its memory is simple."""
-    if out is not None and out.is_contiguous() and not out.is_neg() and out.dtype == dense.dtype:
+    if out is not None and out.is_contiguous() and not out.is_neg() and out.dtype == x.dtype:
         return out.detach()
-    return torch.empty_like(dense)
+    return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
 def _written(target: Tensor, out: Tensor | None) -> Tensor:

@@ -44,7 +44,7 @@ def _masked(rows: Tensor, mask: Tensor) -> Tensor:
 
 
 def _keep_mask(rows: Tensor, k: Tensor) -> Tensor:
-    return (native if native.takes(rows) else fallback).keep_mask(rows, k)
+    return native.keep_mask(rows, k) if native.takes(rows) else fallback.keep_mask(rows, k)
 
 
 def _fake(rows: Tensor, k: Tensor) -> Tensor:

@@ -93,9 +93,10 @@ def linf_ball(x: Tensor, radius: Any, center: Any = None, out: Tensor | None = N
 
 
 def _bound(center: Tensor | None, radius: Tensor, dtype: torch.dtype) -> Tensor:
-    origin = torch.zeros_like(radius, dtype=dtype) if center is None else center
-    value = fallback.inwards(origin.detach(), radius.detach(), dtype)
-    return value if is_plain((origin, radius)) else _with_slope(value, origin.double() + radius)
+    value = fallback.inwards(None if center is None else center.detach(), radius.detach(), dtype)
+    if is_plain((center, radius)):
+        return value
+    return _with_slope(value, radius if center is None else center.double() + radius)
 
 
 # ------------------------------------------------------------------ their arithmetic

@@ -218,3 +218,19 @@ def test_the_operator_is_sound():
     x, r = torch.randn(3, 9), torch.ones(3, 1).double()
     for args in ((x, None, r, 0), (x, x.flip(0), r, 1), (x, None, r, 2)):
         torch.library.opcheck(torch.ops.rai_chain.project.default, args)
+
+
+def test_a_radius_for_each_row_with_threads():
+    """Rows, and blocks of a long row, may be another thread's."""
+    generator = torch.Generator().manual_seed(0)
+    for shape in ((40, 9000), (1, 400_000)):
+        x = torch.randn(shape, generator=generator)
+        center, radius = x.flip(1) * 0.1, torch.rand(shape[0], 1, generator=generator) + 0.5
+        functions = (sets.l1_ball, sets.l2_ball)
+        alone = [f(x, radius, center) for f in functions] + [sets.simplex(x, radius)]
+        torch.set_num_threads(3)
+        both = [f(x, radius, center) for f in functions] + [sets.simplex(x, radius)]
+        torch.set_num_threads(1)
+        assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+        rows = [f(x[:1], float(radius[0]), center[:1]) for f in functions]
+        assert all(torch.equal(a[:1], b) for a, b in zip(alone, rows, strict=False))

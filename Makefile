@@ -1,10 +1,10 @@
-# make demo | make test | make bench [QUICK=1]: each makes the environment it needs.
+# make demo | make test | make bench [QUICK=1] | make wheel: each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench format clean
+.PHONY: demo test bench wheel format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/sparse_attack.py
@@ -18,12 +18,28 @@ test: $(VENV)/test
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
 
+# What a user of the wheel has: an environment with nothing else in it.
+USE_WHEEL := import torch, rai_chain as rc; from rai_chain.kernels import backend; \
+	tx = rc.chain(rc.top_q(0.5), rc.normalize(1), rc.scale(-1.0), rc.l1_ball(1.0)); \
+	p = torch.ones(2, 4); \
+	new, _ = tx.step(p, torch.randn(2, 4), tx.init(p)); \
+	assert (new.abs().sum(1) <= 1).all(); print(rc.__version__, backend)
+
+wheel: $(VENV)/build
+	rm -rf dist build
+	$(BIN)/python -m build
+	$(BIN)/python -m twine check --strict dist/*
+	rm -rf $(VENV)/wheel
+	$(PYTHON) -m venv $(VENV)/wheel
+	$(VENV)/wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
+	cd $(VENV)/wheel && bin/python -W error::RuntimeWarning -c "$(USE_WHEEL)"
+
 format: $(VENV)/test
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info out
+	rm -rf $(VENV) build dist *.egg-info out rai_chain/kernels/*.so
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
@@ -32,6 +48,10 @@ $(VENV)/python:
 $(VENV)/examples: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[examples]'
+	touch $@
+
+$(VENV)/build: $(VENV)/python
+	$(PIP) build twine
 	touch $@
 
 # rai-toolbox is what the tests compare with; its own dependencies would replace torch.

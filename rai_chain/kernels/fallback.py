@@ -20,7 +20,7 @@ BITS = {
 }
 INF = {t: int(torch.tensor(torch.inf, dtype=t).view(b)) for t, b in BITS.items()}
 BLOCK = 1024  # terms that are added up by halving
-CHUNK = 1 << 18  # elements worked on at once: they stay in cache
+CHUNK = 1 << 17  # elements worked on at once: they stay in cache
 INWARDS = 1.0 - 2.0**-50  # outweighs the roundings of float64 on the way to a point of a ball
 
 Pair = tuple[Tensor, Tensor]  # a sum, and what rounding lost of it
@@ -116,7 +116,7 @@ def exact_total(hi: Tensor, lo: Tensor) -> Pair:
         while hi.shape[1] > 1:
             (a, b), (c, d) = hi.chunk(2, dim=1), lo.chunk(2, dim=1)
             hi, e = two_sum(a, b)
-            lo = (c + d) + e
+            lo = (c + d).add_(e)
         hi, lo = hi.view(n, -1), lo.view(n, -1)
     return hi, torch.where(hi.isfinite(), lo, 0.0)
 
@@ -124,21 +124,22 @@ def exact_total(hi: Tensor, lo: Tensor) -> Pair:
 def _blocks(terms: Tensor) -> Tensor:
     size = terms.shape[1]
     width = BLOCK if size > BLOCK else 1 << (size - 1).bit_length()
-    return pad(terms, (0, -size % width)).reshape(-1, width)
+    return (pad(terms, (0, -size % width)) if size % width else terms).reshape(-1, width)
 
 
 def norm(rows: Tensor, p: float) -> Tensor:
     """The p-norm of each row, (N, 1), float64."""
-    values = rows.double().abs()
+    values = rows.double()
+    if p == 2:
+        squares = total(values * values)
+        scale = _scale_of_squares(values, squares)
+        return sqrt(squares) if scale is None else sqrt(total((values * scale) ** 2)) / scale
+    values = values.abs()
     if p == 1:
         return total(values)
     big = values.amax(1, keepdim=True)
     if p == torch.inf:
         return big
-    if p == 2:
-        squares = total(values * values)
-        scale = _scale_of_squares(values, squares)
-        return sqrt(squares) if scale is None else sqrt(total((values * scale) ** 2)) / scale
     safe = torch.where((big > 0) & (big < torch.inf), big, 1.0)
     return safe * total((values / safe) ** p) ** (1.0 / p)
 

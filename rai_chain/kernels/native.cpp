@@ -209,19 +209,17 @@ template <class F, bool around> INLINE typename F::Bits inwards(double center, d
 
 }  // namespace
 
-// What a level offers; the functions behind the API.
-struct Table {
-    void (*select)(int dtype, const void* x, void* y, u8* mask, i64 n, i64 size,
-                   const i64* keeps, i64 keep, int threads);
-    void (*project)(int dtype, const void* x, const void* center, void* y, i64 n, i64 size,
-                    int kind, const double* radius, i64 step, int threads);
-    void (*norm)(int dtype, const void* x, double* y, i64 n, i64 size, int p, int threads);
-    void (*rescale)(int dtype, const void* x, void* y, i64 n, i64 size, const double* divisor,
-                    const double* factor, int threads);
-    void (*clip)(int dtype, const void* x, const void* center, void* y, i64 n,
-                 const double* radius, int threads);
-    void (*sign)(int dtype, const void* x, void* y, i64 n, int threads);
+// What every kernel gets; `y` may be `x`.
+struct Call {
+    const void *x, *center;
+    void* y;
+    u8* mask;
+    i64 n, size;
+    const void* each;  // a number for each row, with this step between them
+    i64 step, option;
+    int threads;
 };
+using Kernel = void (*)(const Call&);
 
 #define PRAGMA(text) _Pragma(#text)
 #ifdef __clang__
@@ -270,24 +268,13 @@ int best_level() {
 #endif
 }
 
-const Table* const tables[] = {
-    &plain::table,
+const Kernel (*const levels[])[4] = {
+    plain::kernels,
 #ifdef X86_LEVELS
-    &avx2::table,
-    &avx512::table,
+    avx2::kernels, avx512::kernels
 #endif
 };
 int level = best_level();
-
-template <class... Types, class... Args> int call(void (*function)(Types...), Args... args) {
-    Floats usual;
-    try {
-        function(args...);
-        return 0;
-    } catch (const std::bad_alloc&) {
-        return 1;
-    }
-}
 
 }  // namespace
 
@@ -296,28 +283,17 @@ API int set_level(int wanted) {
     if (wanted >= 0) level = std::min(wanted, best_level());
     return level;
 }
-// These return 0, or 1 where there is no memory. `x` may be `y`.
-API int select_rows(int dtype, const void* x, void* y, u8* mask, i64 n, i64 size,
-                    const i64* keeps, i64 keep, int threads) {
-    return call(tables[level]->select, dtype, x, y, mask, n, size, keeps, keep, threads);
-}
-API int project_rows(int dtype, const void* x, const void* center, void* y, i64 n, i64 size,
-                     int kind, const double* radius, i64 step, int threads) {
-    return call(tables[level]->project, dtype, x, center, y, n, size, kind, radius, step, threads);
-}
-API int norm_rows(int dtype, const void* x, double* y, i64 n, i64 size, int p, int threads) {
-    return call(tables[level]->norm, dtype, x, y, n, size, p, threads);
-}
-API int rescale_rows(int dtype, const void* x, void* y, i64 n, i64 size, const double* divisor,
-                     const double* factor, int threads) {
-    return call(tables[level]->rescale, dtype, x, y, n, size, divisor, factor, threads);
-}
-API int clip(int dtype, const void* x, const void* center, void* y, i64 n, const double* radius,
-             int threads) {
-    return call(tables[level]->clip, dtype, x, center, y, n, radius, threads);
-}
-API int sign(int dtype, const void* x, void* y, i64 n, int threads) {
-    return call(tables[level]->sign, dtype, x, y, n, threads);
+
+// Returns 1 where there is no memory, else 0.
+API int run(int kernel, int dtype, const void* x, const void* center, void* y, u8* mask, i64 n,
+            i64 size, const void* each, i64 step, i64 option, int threads) {
+    Floats usual;
+    try {
+        levels[level][kernel][dtype]({x, center, y, mask, n, size, each, step, option, threads});
+        return 0;
+    } catch (const std::bad_alloc&) {
+        return 1;
+    }
 }
 
 #else  // ============================================================== once for each level
@@ -655,17 +631,17 @@ void select_row(const T* x, T* y, u8* mask, i64 n, Keys<K> keys, i64 keep, K* fe
     });
 }
 
-template <class F>
-void select(const void* x, void* y, u8* mask, i64 n, i64 size, const i64* keeps, i64 keep,
-            int threads) {
+template <class F> void select(const Call& call) {  // option: k, where `each` has none
     using T = typename F::Bits;
     using K = typename F::Key;
-    size_t bytes = sizeof(K) * (2 * size + 16 * (threads + 10));
-    each_row(n, size, bytes, threads, [=](i64 row, void* few, int inner) {
-        T* to = y ? (T*)y + row * size : nullptr;
-        u8* marks = mask ? mask + row * size : nullptr;
-        select_row((const T*)x + row * size, to, marks, size, keys_of<F>(),
-                   keeps ? keeps[row] : keep, (K*)few, inner);
+    i64 size = call.size;
+    size_t bytes = sizeof(K) * (2 * size + 16 * (call.threads + 10));
+    each_row(call.n, size, bytes, call.threads, [=](i64 row, void* few, int inner) {
+        T* to = call.y ? (T*)call.y + row * size : nullptr;
+        u8* marks = call.mask ? call.mask + row * size : nullptr;
+        i64 keep = call.each ? ((const i64*)call.each)[row * call.step] : call.option;
+        select_row((const T*)call.x + row * size, to, marks, size, keys_of<F>(), keep, (K*)few,
+                   inner);
     });
 }
 
@@ -710,50 +686,38 @@ template <class Value> struct Each {
     INLINE Value operator()(i64 i) const { return values[i]; }
 };
 
-// The sum of term(0) ... term(n - 1); `sums` is scratch.
-template <class Term> double total(i64 n, Term term, double* sums, int threads = 1) {
-    auto block = [=](i64 start) {
-        alignas(64) double t[BLOCK];
+// The sum of term(0) ... term(n - 1), of numbers, or of pairs in twice the precision; `sums` is
+// scratch.
+template <class Term> auto total(i64 n, Term term, void* sums, int threads = 1) {
+    using Value = decltype(term(0));
+    constexpr bool exact = std::is_same<Value, Pair>::value;
+    auto block = [=](i64 start) -> Value {
+        alignas(64) double hi[BLOCK], lo[exact ? BLOCK : 1];
         i64 count = std::min(BLOCK, n - start), width = width_of(count);
-        for (i64 i = 0; i < count; i++) t[i] = term(start + i);
-        std::fill(t + count, t + width, 0.0);
-        fold(width, t);
-        return t[0];
+        for (i64 i = 0; i < count; i++) {
+            Value value = term(start + i);
+            if constexpr (exact)
+                hi[i] = value.hi, lo[i] = value.lo;
+            else
+                hi[i] = value;
+        }
+        std::fill(hi + count, hi + width, 0.0);
+        if constexpr (exact) {
+            std::fill(lo + count, lo + width, 0.0);
+            fold(width, hi, lo);
+            return {hi[0], std::isfinite(hi[0]) ? lo[0] : 0.0};
+        } else {
+            fold(width, hi);
+            return hi[0];
+        }
     };
     if (n <= BLOCK) return block(0);
     i64 blocks = (n + BLOCK - 1) / BLOCK;
+    Value* values = (Value*)sums;
     in_parts(blocks, 1, threads, [=](i64 start, i64 stop) {
-        for (i64 i = start; i < stop; i++) sums[i] = block(i * BLOCK);
+        for (i64 i = start; i < stop; i++) values[i] = block(i * BLOCK);
     });
-    return total(blocks, Each<double>{sums}, sums);
-}
-
-// The same of pairs, in twice the precision.
-template <class Term> Pair exact_total(i64 n, Term term, double* sums, int threads = 1) {
-    auto block = [=](i64 start) {
-        alignas(64) double hi[BLOCK], lo[BLOCK];
-        i64 count = std::min(BLOCK, n - start), width = width_of(count);
-        for (i64 i = 0; i < count; i++) {
-            Pair pair = term(start + i);
-            hi[i] = pair.hi, lo[i] = pair.lo;
-        }
-        std::fill(hi + count, hi + width, 0.0);
-        std::fill(lo + count, lo + width, 0.0);
-        fold(width, hi, lo);
-        return Pair{hi[0], lo[0]};
-    };
-    Pair sum;
-    if (n <= BLOCK) {
-        sum = block(0);
-    } else {
-        i64 blocks = (n + BLOCK - 1) / BLOCK;
-        Pair* pairs = (Pair*)sums;
-        in_parts(blocks, 1, threads, [=](i64 start, i64 stop) {
-            for (i64 i = start; i < stop; i++) pairs[i] = block(i * BLOCK);
-        });
-        sum = exact_total(blocks, Each<Pair>{pairs}, sums);
-    }
-    return {sum.hi, std::isfinite(sum.hi) ? sum.lo : 0.0};
+    return total(blocks, Each<Value>{values}, sums);
 }
 
 // The largest magnitude, by integers: NaN is larger than all.
@@ -772,36 +736,33 @@ template <class Value> double scale_of_squares(i64 n, Value value, double square
     return big > 0.0 && big < INFINITY ? power_of_two(big) : 1.0;
 }
 
-template <class F>
-void norm(const void* x0, double* y, i64 n, i64 size, int p, int threads) {
-    size_t bytes = sizeof(double) * sums_of(size);
-    each_row(n, size, bytes, threads, [=](i64 row, void* memory, int inner) {
-        auto x = (const typename F::Bits*)x0 + row * size;
-        double* sums = (double*)memory;
+template <class F> void norm(const Call& call) {  // option: p, 0 for inf
+    size_t bytes = sizeof(double) * sums_of(call.size);
+    each_row(call.n, call.size, bytes, call.threads, [=](i64 row, void* sums, int inner) {
+        auto x = (const typename F::Bits*)call.x + row * call.size;
+        double& y = ((double*)call.y)[row];
         auto value = [=](i64 i) { return std::fabs(F::get(x[i])); };
-        if (p == 0) {
-            y[row] = largest(size, value);
-        } else if (p == 1) {
-            y[row] = total(size, value, sums, inner);
-        } else {
-            auto squares = [=](double scale) {
-                auto term = [=](i64 i) { return (value(i) * scale) * (value(i) * scale); };
-                return total(size, term, sums, inner);
-            };
-            double plain = squares(1.0), scale = scale_of_squares(size, value, plain);
-            y[row] = scale == 1.0 ? std::sqrt(plain) : std::sqrt(squares(scale)) / scale;
+        auto squares = [=](double scale) {
+            auto term = [=](i64 i) { return (value(i) * scale) * (value(i) * scale); };
+            return total(call.size, term, sums, inner);
+        };
+        if (call.option != 2) {
+            y = call.option ? total(call.size, value, sums, inner) : largest(call.size, value);
+            return;
         }
+        double plain = squares(1.0), scale = scale_of_squares(call.size, value, plain);
+        y = scale == 1.0 ? std::sqrt(plain) : std::sqrt(squares(scale)) / scale;
     });
 }
 
-template <class F>
-void rescale(const void* x0, void* y0, i64 n, i64 size, const double* divisor,
-             const double* factor, int threads) {
-    each_row(n, size, 0, threads, [=](i64 row, void*, int inner) {
-        auto x = (const typename F::Bits*)x0 + row * size;
-        auto y = (typename F::Bits*)y0 + row * size;
-        double f = factor[row], d = divisor ? divisor[row] : 1.0;
-        in_parts(size, 64, inner, [=](i64 start, i64 stop) {
+// center: what to divide by, or none; each: what to multiply with.
+template <class F> void rescale(const Call& call) {
+    each_row(call.n, call.size, 0, call.threads, [=](i64 row, void*, int inner) {
+        auto x = (const typename F::Bits*)call.x + row * call.size;
+        auto y = (typename F::Bits*)call.y + row * call.size;
+        auto divisor = (const double*)call.center, factor = (const double*)call.each;
+        double f = factor[row * call.step], d = divisor ? divisor[row * call.step] : 1.0;
+        in_parts(call.size, 64, inner, [=](i64 start, i64 stop) {
             if (divisor)
                 for (i64 i = start; i < stop; i++) y[i] = F::put(F::get(x[i]) / d * f);
             else
@@ -835,7 +796,7 @@ inline Over threshold(const double* below, i64 n, double radius, double* sums, i
         theta = step;
     }
     Over over{theta, 0.0};
-    Pair sum = exact_total(n, [=](i64 i) { return Pair{over(below[i]), 0.0}; }, sums, threads);
+    Pair sum = total(n, [=](i64 i) { return Pair{over(below[i]), 0.0}; }, sums, threads);
     over.whole = std::max(sum.hi + sum.lo, DBL_MIN);
     return over;
 }
@@ -845,8 +806,8 @@ template <class T> void copy(const T* x, T* y, i64 n) {
 }
 
 template <class F>
-void simplex_row(const typename F::Bits* x, typename F::Bits* y, i64 n, double radius,
-                 double* memory, int threads) {
+void simplex_row(const typename F::Bits* x, const typename F::Bits*, typename F::Bits* y, i64 n,
+                 double radius, double* memory, int threads) {
     double *below = memory, *sums = memory + n;
     double top = -INFINITY, scale = unit_of(radius);
     bool nan = false, negative = false;
@@ -875,7 +836,7 @@ void l1_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
     double *below = memory, *sums = memory + n;
     auto center = [=](i64 i) { return around ? F::get(c[i]) : 0.0; };
     auto offset = [=](i64 i) { return around ? F::get(x[i]) - F::get(c[i]) : F::get(x[i]); };
-    Pair size = exact_total(n, [=](i64 i) {
+    Pair size = total(n, [=](i64 i) {
         Pair o = around ? two_sum(F::get(x[i]), -center(i)) : Pair{F::get(x[i]), 0.0};
         return Pair{std::fabs(o.hi), o.hi < 0.0 ? -o.lo : o.lo};
     }, sums, threads);
@@ -901,7 +862,7 @@ void l2_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
     auto center = [=](i64 i) { return around ? F::get(c[i]) : 0.0; };
     auto offset = [=](i64 i) { return around ? F::get(x[i]) - F::get(c[i]) : F::get(x[i]); };
     auto squares = [=](double scale) {
-        return exact_total(n, [=](i64 i) {
+        return total(n, [=](i64 i) {
             if (!around && F::squares_are_exact) return Pair{offset(i) * offset(i), 0.0};
             Pair o = around ? two_sum(F::get(x[i]), -center(i)) : Pair{F::get(x[i]), 0.0};
             o = {o.hi * scale, o.lo * scale};
@@ -929,32 +890,29 @@ void l2_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
     }
 }
 
-template <class F>
-void project(const void* x0, const void* c0, void* y0, i64 n, i64 size, int kind,
-             const double* radius, i64 step, int threads) {
+template <class F> void project(const Call& call) {  // option: 0 simplex, 1 L1, 2 L2
     using T = typename F::Bits;
-    i64 places = (kind < 2 ? size : 0) + 2 * sums_of(size);
-    each_row(n, size, sizeof(double) * places, threads, [=](i64 row, void* memory, int inner) {
-        auto x = (const T*)x0 + row * size, c = c0 ? (const T*)c0 + row * size : nullptr;
-        auto y = (T*)y0 + row * size;
-        auto function = kind == 1 ? (c ? l1_row<F, true> : l1_row<F, false>)
-                                  : (c ? l2_row<F, true> : l2_row<F, false>);
-        if (kind == 0)
-            simplex_row<F>(x, y, size, radius[row * step], (double*)memory, inner);
-        else
-            function(x, c, y, size, radius[row * step], (double*)memory, inner);
+    i64 places = (call.option < 2 ? call.size : 0) + 2 * sums_of(call.size);
+    size_t bytes = sizeof(double) * places;
+    each_row(call.n, call.size, bytes, call.threads, [=](i64 row, void* memory, int inner) {
+        auto x = (const T*)call.x + row * call.size;
+        auto c = call.center ? (const T*)call.center + row * call.size : nullptr;
+        auto function = call.option == 0   ? simplex_row<F>
+                        : call.option == 1 ? (c ? l1_row<F, true> : l1_row<F, false>)
+                                           : (c ? l2_row<F, true> : l2_row<F, false>);
+        double radius = ((const double*)call.each)[row * call.step];
+        function(x, c, (T*)call.y + row * call.size, call.size, radius, (double*)memory, inner);
     });
 }
 
 // ---------------------------------------------------------------- element by element
 
-template <class F>
-void clip(const void* x0, const void* c0, void* y0, i64 n, const double* radius, int threads) {
+template <class F> void clip(const Call& call) {  // each: one radius
     using T = typename F::Bits;
-    auto x = (const T*)x0, c = (const T*)c0;
-    auto y = (T*)y0;
-    double r = *radius;
-    in_parts(n, 64, threads_for(n, threads), [=](i64 start, i64 stop) {
+    auto x = (const T*)call.x, c = (const T*)call.center;
+    auto y = (T*)call.y;
+    double r = *(const double*)call.each;
+    in_parts(call.n, 64, threads_for(call.n, call.threads), [=](i64 start, i64 stop) {
         for (i64 i = start; i < stop; i++) {
             double v = F::get(x[i]), center = F::get(c[i]), side = std::copysign(r, v - center);
             T bound = inwards<F, true>(center, side);
@@ -965,12 +923,12 @@ void clip(const void* x0, const void* c0, void* y0, i64 n, const double* radius,
     });
 }
 
-template <class F> void sign(const void* x0, void* y0, i64 n, int threads) {
+template <class F> void sign(const Call& call) {
     using T = typename F::Bits;
-    auto x = (const T*)x0;
-    auto y = (T*)y0;
+    auto x = (const T*)call.x;
+    auto y = (T*)call.y;
     const T minus = (T)((T)1 << (8 * sizeof(T) - 1)), one = F::put(1.0);
-    in_parts(n, 64, threads_for(n, threads), [=](i64 start, i64 stop) {
+    in_parts(call.n, 64, threads_for(call.n, call.threads), [=](i64 start, i64 stop) {
         for (i64 i = start; i < stop; i++) {
             T magnitude = x[i] & (T)~minus, signed_one = (T)((x[i] & minus) | one);
             T finite = magnitude ? signed_one : (T)0;
@@ -979,20 +937,10 @@ template <class F> void sign(const void* x0, void* y0, i64 n, int threads) {
     });
 }
 
-template <class... Types> using Function = void (*)(Types...);
-template <class... Types> INLINE void of_dtype(int dtype, Function<Types...> f64,
-                                               Function<Types...> f32, Function<Types...> bf16,
-                                               Function<Types...> f16, Types... args) {
-    (dtype == 0 ? f64 : dtype == 1 ? f32 : dtype == 2 ? bf16 : f16)(args...);
-}
-#define EACH_DTYPE(name) \
-    [](int dtype, auto... args) { \
-        of_dtype(dtype, name<F64>, name<F32>, name<BF16>, name<F16>, args...); \
-    }
-
-const Table table = {EACH_DTYPE(select),  EACH_DTYPE(project), EACH_DTYPE(norm),
-                     EACH_DTYPE(rescale), EACH_DTYPE(clip),    EACH_DTYPE(sign)};
-#undef EACH_DTYPE
+#define OF_DTYPES(name) {name<F64>, name<F32>, name<BF16>, name<F16>}
+const Kernel kernels[][4] = {OF_DTYPES(select),  OF_DTYPES(project), OF_DTYPES(norm),
+                             OF_DTYPES(rescale), OF_DTYPES(clip),    OF_DTYPES(sign)};
+#undef OF_DTYPES
 
 }  // namespace
 }  // namespace NAME

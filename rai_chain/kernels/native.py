@@ -10,16 +10,8 @@ from torch import Tensor
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _LEVELS = ("plain", "avx2", "avx512")
+_KERNELS = ("select", "project", "norm", "rescale", "clip", "sign")
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-_SIGNATURES = {
-    "set_level": (_INT,),
-    "select_rows": (_INT, *[_POINTER] * 3, _LONG, _LONG, _POINTER, _LONG, _INT),
-    "project_rows": (_INT, *[_POINTER] * 3, _LONG, _LONG, _INT, _POINTER, _LONG, _INT),
-    "norm_rows": (_INT, _POINTER, _POINTER, _LONG, _LONG, _INT, _INT),
-    "rescale_rows": (_INT, *[_POINTER] * 2, _LONG, _LONG, *[_POINTER] * 2, _INT),
-    "clip": (_INT, *[_POINTER] * 3, _LONG, _POINTER, _INT),
-    "sign": (_INT, *[_POINTER] * 2, _LONG, _INT),
-}
 
 
 def _load() -> Any:
@@ -31,8 +23,9 @@ def _load() -> Any:
         )
     try:
         loaded: Any = ctypes.CDLL(str(Path(__file__).with_name("_native.so")))
-        for name, types in _SIGNATURES.items():
-            getattr(loaded, name).argtypes = types
+        loaded.run.argtypes = (
+            *(_INT, _INT, *[_POINTER] * 4, _LONG, _LONG, _POINTER, _LONG, _LONG, _INT),
+        )
     except (OSError, AttributeError):
         return None
     loaded.set_level(_LEVELS.index(wanted) if wanted in _LEVELS else len(_LEVELS))
@@ -54,71 +47,56 @@ def takes(tensor: Tensor) -> bool:
 
 def keep_largest(rows: Tensor, k: int | Tensor, out: Tensor | None) -> Tensor:
     """Write the rows with all but the k largest magnitudes of each zeroed."""
-    rows, target = _dense(rows), _target(rows, out)
-    _select(rows, k, target.data_ptr(), None)
+    target = _target(rows, out)
+    if isinstance(k, Tensor):
+        _run("select", rows, y=target, each=k.expand(rows.shape[0]))
+    else:
+        _run("select", rows, y=target, option=k)
     return _written(target, out)
 
 
 def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
-    """Where these are."""
+    """Where these are; k is (N,)."""
     mask = torch.empty(rows.shape, dtype=torch.bool)
-    _select(_dense(rows), k, None, mask.data_ptr())
+    _run("select", rows, mask=mask, each=k)
     return mask
-
-
-def _select(rows: Tensor, k: int | Tensor, target: int | None, mask: int | None) -> None:
-    n, size = rows.shape
-    each = k.expand(n).contiguous() if isinstance(k, Tensor) else None
-    keeps, keep = (None, k) if each is None else (each.data_ptr(), 0)
-    _call("select_rows", rows, target, mask, n, size, keeps, keep)
 
 
 def project(
     rows: Tensor, center: Tensor | None, radius: Tensor, kind: int, out: Tensor | None = None
 ) -> Tensor:
     """As `fallback.project`; the radius is (N, 1) float64."""
-    rows, target = _dense(rows), _target(rows, out)
-    center = None if center is None else _dense(center)
-    at = None if center is None else center.data_ptr()
-    radius, step = (radius, 0) if radius.stride(0) == 0 else (radius.contiguous(), 1)
-    _call("project_rows", rows, at, target.data_ptr(), *rows.shape, kind, radius.data_ptr(), step)
+    target = _target(rows, out)
+    _run("project", rows, center, target, each=radius, option=kind)
     return _written(target, out)
 
 
 def norm(rows: Tensor, p: float) -> Tensor:
     """As `fallback.norm`, for p in 1, 2 and inf."""
     result = torch.empty((rows.shape[0], 1), dtype=torch.float64)
-    order = 0 if p == torch.inf else int(p)
-    _call("norm_rows", _dense(rows), result.data_ptr(), *rows.shape, order)
+    _run("norm", rows, y=result, option=0 if p == torch.inf else int(p))
     return result
 
 
 def rescale(rows: Tensor, factor: Tensor, divisor: Tensor | None, out: Tensor | None) -> Tensor:
     """``rows * factor``, or ``rows / divisor * factor``; both are (N, 1) float64."""
-    rows, target = _dense(rows), _target(rows, out)
-    factor = factor.contiguous()
-    divisor = None if divisor is None else divisor.contiguous()
-    over = None if divisor is None else divisor.data_ptr()
-    _call("rescale_rows", rows, target.data_ptr(), *rows.shape, over, factor.data_ptr())
+    target = _target(rows, out)
+    _run("rescale", rows, divisor, target, each=factor.contiguous())
     return _written(target, out)
 
 
 def clip(x: Tensor, center: Tensor, radius: Tensor, out: Tensor | None) -> Tensor:
     """Each element within a radius, () float64, of that of the center."""
-    x, center, target = _dense(x), _dense(center.expand(x.shape)), _target(x, out)
-    _call("clip", x, center.data_ptr(), target.data_ptr(), x.numel(), radius.data_ptr())
+    target = _target(x, out)
+    _run("clip", x.reshape(-1, 1), center.expand(x.shape), target, each=radius)
     return _written(target, out)
 
 
 def sign(x: Tensor, out: Tensor | None) -> Tensor:
     """-1, 0 or 1; NaN stays."""
-    x, target = _dense(x), _target(x, out)
-    _call("sign", x, target.data_ptr(), x.numel())
+    target = _target(x, out)
+    _run("sign", x.reshape(-1, 1), y=target)
     return _written(target, out)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    return tensor.resolve_neg().contiguous()
 
 
 def _target(x: Tensor, out: Tensor | None) -> Tensor:
@@ -134,8 +112,25 @@ def _written(target: Tensor, out: Tensor | None) -> Tensor:
     return target if out is None else out
 
 
-def _call(name: str, tensor: Tensor, *args: Any) -> None:
-    function = getattr(library, name)
+def _run(
+    name: str,
+    x: Tensor,
+    center: Tensor | None = None,
+    y: Tensor | None = None,
+    mask: Tensor | None = None,
+    *,
+    each: Tensor | None = None,
+    option: int = 0,
+) -> None:
+    """Call a kernel; `each` has a number for each row, or one."""
+    x = x.resolve_neg().contiguous()
+    center = None if center is None else center.resolve_neg().contiguous()
+    step = 0 if each is None or each.ndim == 0 or each.stride(0) == 0 else 1
+    each = each.contiguous() if step and each is not None else each
+    memory = (None if t is None else t.data_ptr() for t in (x, center, y, mask))
+    at = None if each is None else each.data_ptr()
+    n, size = x.shape
     threads = torch.get_num_threads()
-    if function(_DTYPES[tensor.dtype], tensor.data_ptr(), *args, threads):
-        raise MemoryError(f"No memory for {name} of a tensor of shape {tuple(tensor.shape)}")
+    kernel, dtype = _KERNELS.index(name), _DTYPES[x.dtype]
+    if library.run(kernel, dtype, *memory, n, size, at, step, option, threads):
+        raise MemoryError(f"No memory for the kernel {name} of a tensor of shape {(n, size)}")

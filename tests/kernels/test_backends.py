@@ -88,4 +88,6 @@ def test_no_memory_is_an_error_of_python(backend):
     if backend == "fallback":
         return  # numpy raises it
     with pytest.raises(MemoryError):
-        native._call("select_rows", torch.empty(1, 1), None, None, 1, 1 << 60, None, 5)
+        huge = torch.empty(1, 1).expand(1, 1 << 60)
+        huge.contiguous = huge.resolve_neg = lambda: huge
+        native._run("select", huge, option=5)

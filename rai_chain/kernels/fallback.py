@@ -30,13 +30,16 @@ def in_chunks(function: Callable[..., Tensor], rows: Tensor, *args: Any) -> Tens
     """A function of rows on a few of them at a time, on a CPU, so that all stays in cache."""
     n, size = rows.shape
     step = max(1, CHUNK // max(1, size)) if rows.is_cpu else max(1, n)
-    results = [
-        function(
-            rows[i : i + step], *(a[i : i + step] if isinstance(a, Tensor) else a for a in args)
-        )
-        for i in range(0, max(1, n), step)
-    ]
-    return results[0] if len(results) == 1 else torch.cat(results)
+    if step >= n:
+        return function(rows, *args)
+    result = None
+    for i in range(0, n, step):
+        part = slice(i, i + step)
+        own = function(rows[part], *(a[part] if isinstance(a, Tensor) else a for a in args))
+        result = own.new_empty((n, own.shape[1])) if result is None else result
+        result[part] = own
+    assert result is not None
+    return result
 
 
 # ------------------------------------------------------------------ selection

@@ -492,6 +492,8 @@ Range<K> bracket(const T* x, i64 n, Keys<K> keys, i64 drop, double deviations) {
 // `gather` of [low, high], in parts where there are threads; where both are one, it only counts.
 template <class T, class K>
 i64 gather_all(const T* x, i64 n, Keys<K> keys, K low, K high, K* out, i64& below, int threads) {
+    below = 0;
+    if (threads == 1 && low < high) return gather(x, n, keys, low, (K)(high - low), out, below);
     std::vector<i64> counts(threads), smaller(threads);
     i64 step = ((n + threads - 1) / threads + 63) & ~(i64)63;
     parallel(threads, [&](int i) {
@@ -506,7 +508,6 @@ i64 gather_all(const T* x, i64 n, Keys<K> keys, K low, K high, K* out, i64& belo
         }
     });
     i64 count = 0;
-    below = 0;
     for (int i = 0; i < threads; i++) {
         K* own = out + std::min(n, i * step) + 16 * i;
         if (i && low < high) memmove(out + count, own, sizeof(K) * counts[i]);

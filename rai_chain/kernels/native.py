@@ -47,12 +47,12 @@ def takes(tensor: Tensor) -> bool:
 
 def keep_largest(rows: Tensor, k: int | Tensor, out: Tensor | None) -> Tensor:
     """Write the rows with all but the k largest magnitudes of each zeroed."""
-    target = _target(rows, out)
+    target = target_of(rows, out)
     if isinstance(k, Tensor):
         _run("select", rows, y=target, each=k.expand(rows.shape[0]))
     else:
         _run("select", rows, y=target, option=k)
-    return _written(target, out)
+    return written(target, out)
 
 
 def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
@@ -66,9 +66,9 @@ def project(
     rows: Tensor, center: Tensor | None, radius: Tensor, kind: int, out: Tensor | None = None
 ) -> Tensor:
     """As `fallback.project`; the radius is (N, 1) float64."""
-    target = _target(rows, out)
+    target = target_of(rows, out)
     _run("project", rows, center, target, each=radius, option=kind)
-    return _written(target, out)
+    return written(target, out)
 
 
 def norm(rows: Tensor, p: float) -> Tensor:
@@ -80,33 +80,33 @@ def norm(rows: Tensor, p: float) -> Tensor:
 
 def rescale(rows: Tensor, factor: Tensor, divisor: Tensor | None, out: Tensor | None) -> Tensor:
     """``rows * factor``, or ``rows / divisor * factor``; both are (N, 1) float64."""
-    target = _target(rows, out)
+    target = target_of(rows, out)
     _run("rescale", rows, divisor, target, each=factor.contiguous())
-    return _written(target, out)
+    return written(target, out)
 
 
 def clip(x: Tensor, center: Tensor, radius: Tensor, out: Tensor | None) -> Tensor:
     """Each element within a radius, () float64, of that of the center."""
-    target = _target(x, out)
+    target = target_of(x, out)
     _run("clip", x.reshape(-1, 1), center.expand(x.shape), target, each=radius)
-    return _written(target, out)
+    return written(target, out)
 
 
 def sign(x: Tensor, out: Tensor | None) -> Tensor:
     """-1, 0 or 1; NaN stays."""
-    target = _target(x, out)
+    target = target_of(x, out)
     _run("sign", x.reshape(-1, 1), y=target)
-    return _written(target, out)
+    return written(target, out)
 
 
-def _target(x: Tensor, out: Tensor | None) -> Tensor:
+def target_of(x: Tensor, out: Tensor | None) -> Tensor:
     """Where to write: `out` itself where its memory is simple."""
     if out is not None and out.is_contiguous() and not out.is_neg() and out.dtype == x.dtype:
         return out.detach()
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 
 
-def _written(target: Tensor, out: Tensor | None) -> Tensor:
+def written(target: Tensor, out: Tensor | None) -> Tensor:
     if out is not None and target.data_ptr() != out.data_ptr():
         return out.copy_(target)
     return target if out is None else out

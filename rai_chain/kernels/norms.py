@@ -33,17 +33,18 @@ def row_norm(rows: Tensor, p: float) -> Tensor:
 
 
 def rescale(rows: Tensor, divisor: Tensor, factor: Any = 1.0, out: Tensor | None = None) -> Tensor:
-    """``rows / divisor * factor``, rounded once; by 0 nothing is divided.
+    """``rows / divisor * factor``, rounded once.
 
     Args:
         rows: (N, D), any floating dtype.
-        divisor: (N, 1), float64.
+        divisor: (N, 1), float64, not 0.
         factor: a number, or a tensor that broadcasts to (N, 1).
         out: where to write, (N, D); may be `rows` itself. None: a new tensor.
     """
-    divisor = torch.where(divisor == 0.0, 1.0, divisor)
-    factor = torch.as_tensor(factor, dtype=torch.float64, device=rows.device).expand(divisor.shape)
     double = rows.dtype == torch.float64
+    if double or isinstance(factor, Tensor):
+        factor = torch.as_tensor(factor, dtype=torch.float64, device=rows.device)
+        factor = factor.expand(divisor.shape)
     if not double:  # one multiplication is right there
         factor = factor / divisor
     if is_plain((rows, factor, divisor, out)) and native.takes(rows):

@@ -32,15 +32,17 @@ def keep_largest(rows: Tensor, k: int | Tensor, *, out: Tensor | None = None) ->
     if isinstance(k, int):
         k = torch.full((), k, dtype=torch.int64, device=rows.device)
     mask: Tensor = _operator(rows.detach(), k.expand(n))
-    kept: Tensor = torch.where(mask, rows, 0) if not plain else _masked(rows.detach(), mask)
+    if plain:
+        return _masked(rows.detach(), mask, out)
+    kept: Tensor = torch.where(mask, rows, 0)
     return kept if out is None else out.copy_(kept)
 
 
-def _masked(rows: Tensor, mask: Tensor) -> Tensor:
+def _masked(rows: Tensor, mask: Tensor, out: Tensor | None) -> Tensor:
     """As `where` does, which is slow on a random mask."""
-    bits = rows.contiguous().view(fallback.BITS[rows.dtype])
-    masked: Tensor = bits.mul(mask).view(rows.dtype)
-    return masked
+    target, bits = native.target_of(rows, out), fallback.BITS[rows.dtype]
+    torch.mul(rows.resolve_neg().contiguous().view(bits), mask, out=target.view(bits))
+    return native.written(target, out)
 
 
 def _keep_mask(rows: Tensor, k: Tensor) -> Tensor:

@@ -247,7 +247,10 @@ def normalize(
 
     Source: steepest descent for the p-norm balls (Boyd and Vandenberghe 2004, section 9.4).
     """
-    return rescale(rows, row_norm(rows, p).clamp(min=div_by_zero_eps), out=out)
+    norm = row_norm(rows, p).clamp(min=div_by_zero_eps)
+    if isinstance(div_by_zero_eps, Tensor) or div_by_zero_eps == 0.0:
+        norm = torch.where(norm == 0.0, 1.0, norm)
+    return rescale(rows, norm, out=out)
 
 
 @rowwise

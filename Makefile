@@ -14,6 +14,8 @@ test: $(VENV)/test
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
+	RAI_CHAIN_KERNELS=off $(BIN)/python -m pytest -q \
+		tests/test_laws.py tests/test_projections.py tests/test_frank_wolfe.py
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -18,7 +18,7 @@ BITS = {
     torch.float16: torch.int16,
     torch.bfloat16: torch.int16,
 }
-INF = {t: int(torch.tensor(torch.inf, dtype=t).view(b)) for t, b in BITS.items()}
+INF = {t: int(torch.tensor(torch.inf, dtype=t, device="cpu").view(b)) for t, b in BITS.items()}
 BLOCK = 1024  # terms that are added up by halving
 CHUNK = 1 << 17  # elements worked on at once: they stay in cache
 INWARDS = 1.0 - 2.0**-50  # outweighs the roundings of float64 on the way to a point of a ball
@@ -50,7 +50,7 @@ def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
     if not rows.is_cpu:
         return keep_mask_by_sorting(rows, k)
     if not rows.numel():
-        return torch.empty(rows.shape, dtype=torch.bool)
+        return rows.new_empty(rows.shape, dtype=torch.bool)
     return in_chunks(_keep_mask_of_chunk, rows, k)
 
 

@@ -49,7 +49,7 @@ def keep_largest(rows: Tensor, k: int | Tensor, out: Tensor | None) -> Tensor:
     """Write the rows with all but the k largest magnitudes of each zeroed."""
     target = target_of(rows, out)
     if isinstance(k, Tensor):
-        _run("select", rows, y=target, each=k.expand(rows.shape[0]))
+        _run("select", rows, y=target, each=k.long().expand(rows.shape[0]))
     else:
         _run("select", rows, y=target, option=k)
     return written(target, out)
@@ -57,8 +57,8 @@ def keep_largest(rows: Tensor, k: int | Tensor, out: Tensor | None) -> Tensor:
 
 def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
     """Where these are; k is (N,)."""
-    mask = torch.empty(rows.shape, dtype=torch.bool)
-    _run("select", rows, mask=mask, each=k)
+    mask = rows.new_empty(rows.shape, dtype=torch.bool)
+    _run("select", rows, mask=mask, each=k.long())
     return mask
 
 
@@ -73,7 +73,7 @@ def project(
 
 def norm(rows: Tensor, p: float) -> Tensor:
     """As `fallback.norm`, for p in 1, 2 and inf."""
-    result = torch.empty((rows.shape[0], 1), dtype=torch.float64)
+    result = rows.new_empty((rows.shape[0], 1), dtype=torch.float64)
     _run("norm", rows, y=result, option=0 if p == torch.inf else int(p))
     return result
 
@@ -101,7 +101,8 @@ def sign(x: Tensor, out: Tensor | None) -> Tensor:
 
 def target_of(x: Tensor, out: Tensor | None) -> Tensor:
     """Where to write: `out` itself where its memory is simple."""
-    if out is not None and out.is_contiguous() and not out.is_neg() and out.dtype == x.dtype:
+    alike = out is not None and out.dtype == x.dtype and out.shape == x.shape
+    if alike and out is not None and out.is_contiguous() and not out.is_neg():
         return out.detach()
     return torch.empty_like(x, memory_format=torch.contiguous_format)
 

@@ -6,6 +6,7 @@ outside in exact arithmetic. An infinite element means the limit: as it grows, t
 comes to rest, and several grow equally. NaN makes its row NaN.
 """
 
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -83,6 +84,9 @@ def linf_ball(x: Tensor, radius: Any, center: Any = None, out: Tensor | None = N
         center: the same, or None for the origin.
         out: where to write; may be `x` itself. None: a new tensor.
     """
+    if center is None and isinstance(radius, (int, float)) and is_plain((x, out)):
+        bound = _number_inside(float(radius), x.dtype)
+        return torch.clamp(x, -bound, bound, out=out)
     center = None if center is None else torch.as_tensor(center, dtype=x.dtype, device=x.device)
     radius = torch.as_tensor(radius, dtype=torch.float64, device=x.device)
     plain = is_plain((x, radius, center, out)) and native.takes(x)
@@ -90,6 +94,14 @@ def linf_ball(x: Tensor, radius: Any, center: Any = None, out: Tensor | None = N
         return native.clip(x, center, radius, out)
     low, high = _bound(center, -radius, x.dtype), _bound(center, radius, x.dtype)
     return torch.clamp(x, low, high, out=out)
+
+
+@lru_cache(maxsize=256)
+def _number_inside(radius: float, dtype: torch.dtype) -> float:
+    """The largest number of a dtype up to a radius."""
+    return float(
+        fallback.inwards(None, torch.tensor(radius, dtype=torch.float64, device="cpu"), dtype)
+    )
 
 
 def _bound(center: Tensor | None, radius: Tensor, dtype: torch.dtype) -> Tensor:

@@ -91,3 +91,31 @@ def test_no_memory_is_an_error_of_python(backend):
         huge = torch.empty(1, 1).expand(1, 1 << 60)
         huge.contiguous = huge.resolve_neg = lambda: huge
         native._run("select", huge, option=5)
+
+
+def test_the_default_device_and_dtype_do_not_matter():
+    x = torch.randn(3, 40)
+    functions = [
+        lambda: select.keep_largest(x, 5),
+        lambda: norms.row_norm(x, 2),
+        lambda: sets.l1_ball(x, 1.0),
+        lambda: sets.l2_ball(x, 1.0, 0.5),
+        lambda: sets.linf_ball(x, 0.3),
+        lambda: sets.linf_ball(x, 0.3, 0.1),
+        lambda: sets.simplex(x, 1.0),
+        lambda: signs.sign(x),
+    ]
+    expected = [f() for f in functions]
+    try:
+        torch.set_default_dtype(torch.bfloat16)
+        torch.set_default_device("meta")
+        sets._number_inside.cache_clear()
+        assert all(torch.equal(f(), e) for f, e in zip(functions, expected, strict=True))
+    finally:
+        torch.set_default_dtype(torch.float32)
+        torch.set_default_device(None)
+
+
+def test_a_destination_of_another_shape_is_refused():
+    with pytest.raises(RuntimeError, match="size"):
+        select.keep_largest(torch.ones(2, 3), 1, out=torch.ones(2, 2))

@@ -1,9 +1,15 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
 from . import optim
+from .core import compiled as _compiled  # noqa: F401  (what `compile` makes)
 from .core.chain import chain, named_chain
-from .core.link import elementwise, rowwise, treewise
-from .core.pipeline import GradientTransformation, apply_updates
+from .core.define import elementwise, leafwise, rowwise, treewise
+from .core.foreign import stateless
+from .core.link import Link
+from .core.pipeline import GradientTransformation
+from .core.wrapper import Wrapper
+from .data import random
+from .data.hyper import Flag, Range
 from .data.rows import to_batch
 from .links.adam import adabelief, adam, adamax, adamw, adan, nadam, radam, yogi
 from .links.adaptive import (
@@ -24,6 +30,7 @@ from .links.clipping import (
     adaptive_grad_clip,
     clip,
     clip_by_block_rms,
+    feasible,
     normalize_by_update_norm,
     per_example_global_norm_clip,
     zero_nans,
@@ -42,6 +49,7 @@ from .links.cycles import (
 from .links.descent import (
     add_decayed_weights,
     add_updates,
+    apply_updates,
     descend_and_decay,
     negate,
     scale_by_learning_rate,
@@ -63,6 +71,13 @@ from .links.layerwise import (
     scale_by_param_block_rms,
     scale_by_trust_ratio,
 )
+from .links.matrices import (
+    adafactor,
+    descend_within,
+    muon,
+    scale_by_factored_rms,
+    scale_by_muon,
+)
 from .links.moments import (
     scale_by_adam,
     scale_by_adamax,
@@ -74,7 +89,9 @@ from .links.moments import (
     scale_by_yogi,
 )
 from .links.momentum import scale_by_lion, trace
+from .links.noise import add_noise
 from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
+from .links.parts import masked, partition
 from .links.projections import (
     box,
     l1_ball,
@@ -87,7 +104,7 @@ from .links.projections import (
     project_simplex,
     simplex,
 )
-from .links.proximal import soft_threshold
+from .links.proximal import group_soft_threshold, soft_threshold
 from .links.record import global_norm, record, records, sparsity
 from .links.schedules import (
     constant_schedule,
@@ -100,7 +117,6 @@ from .links.schedules import (
     polynomial_schedule,
 )
 from .links.transforms import (
-    add_noise,
     bias,
     centralize,
     clamp,
@@ -120,16 +136,19 @@ from .links.wrappers import (
     conditionally,
     error_feedback,
     lookahead,
-    masked,
-    partition,
 )
 
 __version__ = "0.1.0"
 __all__ = [
+    "Flag",
     "GradientTransformation",
+    "Link",
+    "Range",
+    "Wrapper",
     "accumulate",
     "adabelief",
     "adadelta",
+    "adafactor",
     "adagrad",
     "adam",
     "adamax",
@@ -156,14 +175,17 @@ __all__ = [
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
     "descend_and_decay",
+    "descend_within",
     "ef_sign",
     "elementwise",
     "ema",
     "error_feedback",
     "exponential_decay",
+    "feasible",
     "frank_wolfe_step",
     "from_torch",
     "global_norm",
+    "group_soft_threshold",
     "identity",
     "incremental_update",
     "inverse_sqrt_schedule",
@@ -175,6 +197,7 @@ __all__ = [
     "l2_oracle",
     "lamb",
     "lars",
+    "leafwise",
     "linear_onecycle_schedule",
     "linear_schedule",
     "linf_ball",
@@ -182,6 +205,7 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "muon",
     "nadam",
     "named_chain",
     "nan_to_num",
@@ -204,6 +228,7 @@ __all__ = [
     "project_simplex",
     "qsgd",
     "radam",
+    "random",
     "random_k",
     "record",
     "records",
@@ -218,8 +243,10 @@ __all__ = [
     "scale_by_adan",
     "scale_by_amsgrad",
     "scale_by_belief",
+    "scale_by_factored_rms",
     "scale_by_learning_rate",
     "scale_by_lion",
+    "scale_by_muon",
     "scale_by_nadam",
     "scale_by_param_block_norm",
     "scale_by_param_block_rms",
@@ -237,6 +264,7 @@ __all__ = [
     "simplex",
     "soft_threshold",
     "sparsity",
+    "stateless",
     "terngrad",
     "threshold",
     "to_batch",

@@ -1,13 +1,15 @@
 """Joining links into pipelines."""
 
 from collections import Counter
+from collections.abc import Iterable
 from typing import Any
 
 import torchopt.base
 
 from ..engine.run import PHASES
 from .foreign import Foreign
-from .pipeline import GradientTransformation, Link
+from .link import Link
+from .pipeline import GradientTransformation
 
 
 class Chain(GradientTransformation):
@@ -15,16 +17,17 @@ class Chain(GradientTransformation):
 
     given: tuple[str | None, ...]
 
-    def __new__(cls, links: tuple[Link, ...], given: tuple[str | None, ...]) -> "Chain":
-        self = super().__new__(cls)
-        self.links, self.given = links, given
+    def __new__(
+        cls,
+        links: tuple[Link, ...],
+        given: tuple[str | None, ...],
+        shared: frozenset[str] = frozenset(),
+    ) -> "Chain":
+        self: Chain = super().__new__(cls)
+        self.links, self.given, self.shared = links, given, shared
         self.names = link_names(links, given)
-        counts = Counter(name for link in links for name in link.values)
-        self.keys = [
-            {n: f"{own}.{n}" if counts[n] > 1 else n for n in link.values}
-            for own, link in zip(self.names, links, strict=True)
-        ]
         check_order(links, self.names)
+        check_shared(shared, links)
         return self
 
     def __repr__(self) -> str:
@@ -33,6 +36,8 @@ class Chain(GradientTransformation):
             f"({name!r}, {link!r})" if named else repr(link)
             for name, link in zip(self.names, self.links, strict=True)
         ]
+        if self.shared:
+            parts.append(f"shared={tuple(sorted(self.shared))!r}")
         head = "named_chain" if named else "chain"
         line = f"{head}({', '.join(parts)})"
         if len(line) <= 88:
@@ -40,7 +45,10 @@ class Chain(GradientTransformation):
         return f"{head}(\n" + "".join(f"    {part},\n" for part in parts) + ")"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Chain, (self.links, self.given)
+        return Chain, (self.links, self.given, self.shared)
+
+    def _with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
+        return Chain(links, self.given, self.shared)
 
 
 def link_names(links: tuple[Link, ...], given: tuple[str | None, ...]) -> tuple[str, ...]:
@@ -73,6 +81,16 @@ def check_order(links: tuple[Link, ...], names: tuple[str, ...]) -> None:
             )
 
 
+def check_shared(shared: Iterable[str], links: tuple[Link, ...]) -> None:
+    """Refuse a shared key that no two links have, or that has two values."""
+    for key in shared:
+        values = [link.values[key] for link in links if key in link.values]
+        if not values:
+            raise ValueError(f"`shared` must name hyperparameters of the links  Got: {key!r}")
+        if any(v is not values[0] and not (v == values[0]) for v in values[1:]):
+            raise ValueError(f"`{key}` must have one value, as it is shared  Got: {values}")
+
+
 def as_links(transformation: Any, place: int = 0) -> tuple[Link, ...]:
     """The links of one argument of `chain`."""
     if isinstance(transformation, GradientTransformation):
@@ -85,20 +103,42 @@ def as_links(transformation: Any, place: int = 0) -> tuple[Link, ...]:
     )
 
 
-def chain(*transformations: Any) -> GradientTransformation:
+def joined(transformations: Iterable[Any], shared: Iterable[str] = ()) -> Chain:
+    """The chain of transformations; what a wrapper does to parameters goes to its end."""
+    links: list[Link] = []
+    given: list[str | None] = []
+    late: list[tuple[Link, str | None]] = []
+    for place, part in enumerate(transformations):
+        own = as_links(part, place)
+        names = getattr(part, "given", (None,) * len(own))
+        shared = [*shared, *getattr(part, "shared", ())]
+        for link, name in zip(own, names, strict=True):
+            if getattr(part, "sorts", False) and link.phase == "parameter":
+                late.append((link, name))
+            else:
+                links.append(link)
+                given.append(name)
+    links += [link for link, _ in late]
+    given += [name for _, name in late]
+    return Chain(tuple(links), tuple(given), frozenset(shared))
+
+
+def chain(*transformations: Any, shared: tuple[str, ...] = ()) -> GradientTransformation:
     """Compose transformations from left to right.
 
     Args:
         *transformations: links, chains (flattened), and TorchOpt's transformations. Gradient
             links first, then at most one link that steps, then parameter links.
+        shared: names of hyperparameters that several links have and that are one: one key for
+            all of them.
 
     Returns:
-        A `GradientTransformation` whose state is the tuple of its links' states. A
+        A `GradientTransformation` whose state is the list of its links' states. A
         hyperparameter that two links have gets the keys ``<factory>_<i>.<name>``.
 
     Raises:
         TypeError: an argument is no gradient transformation.
-        ValueError: a gradient link behind a parameter link.
+        ValueError: a gradient link behind a parameter link, or a shared name that is not.
 
     Example:
         >>> import torch
@@ -109,12 +149,9 @@ def chain(*transformations: Any) -> GradientTransformation:
 
     Source: the function of the same name in optax.
     """
-    parts = [as_links(t, i) for i, t in enumerate(transformations)]
-    names = [
-        t.given if isinstance(t, Chain) else (None,) * len(p)
-        for t, p in zip(transformations, parts, strict=True)
-    ]
-    return Chain(sum(parts, ()), sum(names, ()))
+    if not isinstance(shared, (tuple, list, set, frozenset)):
+        raise TypeError(f"`shared` must be a tuple of names  Got: {shared!r}")
+    return joined(transformations, shared)
 
 
 def named_chain(*transformations: tuple[str, Any]) -> GradientTransformation:
@@ -139,14 +176,12 @@ def named_chain(*transformations: tuple[str, Any]) -> GradientTransformation:
 
     Source: the function of the same name in optax.
     """
-    links: tuple[Link, ...] = ()
-    given: tuple[str, ...] = ()
+    parts = []
     for place, pair in enumerate(transformations):
         if not (isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str)):
             raise TypeError(f"`named_chain` must get pairs (name, transformation)  Got: {pair!r}")
         name, transformation = pair
-        own = as_links(transformation, place)
+        links = as_links(transformation, place)
         inner = transformation.names if isinstance(transformation, Chain) else ("",)
-        links += own
-        given += tuple(f"{name}.{n}" if n else name for n in inner)
-    return Chain(links, given)
+        parts.append(Chain(links, tuple(f"{name}.{n}" if n else name for n in inner)))
+    return joined(parts)

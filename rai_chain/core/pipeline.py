@@ -1,45 +1,37 @@
-"""Gradient transformations: pure functions on trees of tensors, with named hyperparameters.
+"""Pipelines: pure functions on trees of tensors, with named hyperparameters, that own no state.
 
-A *link* is one function with a declared scope (see `rai_chain.link`); a pipeline is a row of
-links. Both are a `GradientTransformation`, and everything that runs one is in this file.
+A *link* is one function with a declared scope (see `rai_chain.core.link`); a pipeline is a row of
+links. Both are a `GradientTransformation`.
 """
 
-from typing import Any, TypeVar
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NoReturn, TypeVar
 
-import torch
 import torchopt.base
-from torch import Tensor
 
 from ..data.checks import add, check_leaves, check_shapes, overlaps, write_back
-from ..data.hyper import find_keys
-from ..data.tree import Leaves, Spec, Tree, flatten, leaves_like, unflatten
-from ..engine.chunks import Call
-from ..engine.run import Phase, Run, Scope, State, run_links, runs_plain
+from ..data.tree import Leaves, Tree, flatten, leaves_like, unflatten
+from ..engine.run import Run, State, named_inputs, run_links, runs_plain
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
-
-
-class _Field:
-    """One of the two tuple fields: the method of the pipeline that holds it."""
-
-    owner: Any
-
-    def __init__(self, name: str) -> None:
-        self.name = name
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        return getattr(self.owner, self.name)(*args, **kwargs)
+Keys = list[dict[str, str]]  # for each link: hyperparameter -> key
+Values = list[dict[str, Any]]  # for each link: hyperparameter -> value
 
 
 class GradientTransformation(torchopt.base.GradientTransformation):
     """A pipeline of links that owns no state: the pair ``(init, update)``, and `step`.
 
-    Made by a link factory (``clamp(clamp_max=1.0)``) or by `chain`. TorchOpt accepts it, as it
-    is a ``torchopt.base.GradientTransformation``; it pickles, deep-copies and prints.
+    Made by a link factory (``clamp(clamp_max=1.0)``) or by `chain`; or, as in optax, of two
+    functions ``init(params) -> state`` and ``update(updates, state, params) -> (updates, state)``.
+    TorchOpt accepts it, as it is a ``torchopt.base.GradientTransformation``; it pickles,
+    deep-copies and prints.
 
     Attributes:
         links: the links, in order, nested chains flattened.
+        names: the name of each, as it stands in qualified keys.
         hyperparams: key -> value of every hyperparameter, as `update` takes them.
+        updates: whether the result is an update to add, as a native optimizer's is.
 
     Example:
         >>> import torch
@@ -54,16 +46,21 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         tensor([ 0.5000, -1.5000])
     """
 
-    links: "tuple[Link, ...]"
+    links: "tuple[Any, ...]"
     names: tuple[str, ...]
-    keys: list[dict[str, str]]
+    shared: frozenset[str] = frozenset()  # bare keys that several links read
 
-    def __new__(cls: type[_Self]) -> _Self:
-        pair = _Field("init"), _Field("update")
-        self = super().__new__(cls, *pair)
-        for part in pair:
-            part.owner = self
-        return self
+    def __new__(cls: type[_Self], init: Any = None, update: Any = None) -> Any:
+        if cls is GradientTransformation:
+            return MAKERS["pair"](init, update)
+        nothing: Any = None  # the fields are the methods: nothing is held twice
+        return super().__new__(cls, nothing, nothing)
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter((self.init, self.update))
+
+    def __getitem__(self, place: Any) -> Any:
+        return (self.init, self.update)[place]
 
     def __eq__(self, other: object) -> bool:
         return self is other
@@ -75,14 +72,120 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         raise NotImplementedError
 
     @property
+    def updates(self) -> bool:
+        """Whether the result is an update to add, as a native optimizer's is."""
+        return any(link.updates for link in self.links if link.phase == "gradient")
+
+    # ------------------------------------------------------------------ from a name to a value
+
+    def keys(self, reserved: frozenset[str] = frozenset()) -> Keys:
+        """For each link: hyperparameter -> key.
+
+        The key is the bare name where one link reads it, or where several do and `chain` was told
+        that they share it; else ``<link>.<name>``. The qualified key is accepted everywhere.
+
+        Args:
+            reserved: names that somebody else reads.
+        """
+        counts = Counter(name for link in self.links for name in link.values)
+        own = {n for n, count in counts.items() if count == 1 or n in self.shared} - reserved
+        return [
+            {n: n if n in own else f"{name}.{n}" for n in link.values}
+            for name, link in zip(self.names, self.links, strict=True)
+        ]
+
+    def find(self, mapping: Mapping[str, Any] | None) -> Values:
+        """Sort a mapping key -> value by link.
+
+        Raises:
+            ValueError: a key that no link has; one that is ambiguous lists the qualified keys.
+        """
+        found: Values = [{} for _ in self.links]
+        if not mapping:
+            return found
+        keys = self.keys()
+        for key, value in mapping.items():
+            owners = [
+                (i, name)
+                for i, own in enumerate(keys)
+                for name, bare in own.items()
+                if key in (bare, f"{self.names[i]}.{name}")
+            ]
+            if not owners:
+                refuse_key(key, keys, self)
+            for i, name in owners:
+                found[i][name] = value
+        return found
+
+    def resolve(self, mapping: Mapping[str, Any] | None, states: list[State]) -> Values:
+        """The values of one call: found, checked, schedules evaluated; nothing is written.
+
+        Args:
+            mapping: key -> value; what it lacks is the link's own.
+            states: of the links, which hold the steps that schedules are evaluated at.
+        """
+        values = []
+        for link, own, state in zip(self.links, self.find(mapping), states, strict=True):
+            if own:
+                own = {**link.values, **own}
+                link.check_values(own)
+            values.append(link.evaluate(own or link.values, state))
+        return values
+
+    @property
     def hyperparams(self) -> dict[str, Any]:
         """Key -> value of every hyperparameter."""
-        pairs = zip(self.links, self.keys, strict=True)
+        pairs = zip(self.links, self.keys(), strict=True)
         return {key: link.values[name] for link, own in pairs for name, key in own.items()}
+
+    def current(self, state: State) -> dict[str, Any]:
+        """The values that the next call will use: schedules evaluated.
+
+        Args:
+            state: from `init` or the last call.
+
+        Returns:
+            key -> number or tensor.
+
+        Example:
+            >>> import torch
+            >>> from rai_chain import scale
+            >>> tx = scale(lambda step: 1.0 + step)
+            >>> _, state = tx.update(torch.ones(1), tx.init(torch.ones(1)))
+            >>> tx.current(state)
+            {'grad_scale': tensor(2.)}
+        """
+        rows = zip(self.links, self.keys(), self.unpack(state), strict=True)
+        return {
+            keys[name]: value
+            for link, keys, own in rows
+            for name, value in link.now(link.values, own).items()
+        }
+
+    def replace(self, **hyperparams: Any) -> "GradientTransformation":
+        """The same pipeline with other hyperparameters.
+
+        Args:
+            **hyperparams: key -> value; qualified keys by ``**{"clamp_0.clamp_max": 1.0}``.
+
+        Raises:
+            ValueError: an unknown key, or a value outside its interval.
+
+        Example:
+            >>> from rai_chain import top_q
+            >>> top_q(0.5).replace(q=0.9)
+            top_q(q=0.9, dq=0.0)
+        """
+        found = self.find(hyperparams)
+        pairs = zip(self.links, found, strict=True)
+        return self._with_links(tuple(k.with_values(own) if own else k for k, own in pairs))
+
+    def _with_links(self, links: tuple[Any, ...]) -> "GradientTransformation":
+        raise NotImplementedError
 
     # ------------------------------------------------------------------ the protocol
 
-    def init(self, params: Tree) -> State:
+    def init(self, params: Tree) -> Any:
         """Make the state for parameters of this structure.
 
         Args:
@@ -90,26 +193,29 @@ class GradientTransformation(torchopt.base.GradientTransformation):
                 Floating dtype, any shape, any memory layout.
 
         Returns:
-            Tensors in plain dicts and tuples; ``()`` for what needs none.
+            Tensors in plain dicts and lists; ``{}`` for a link that needs none.
 
         Raises:
             TypeError: a leaf is no floating strided tensor.
-            ValueError: `param_ndim` does not fit a leaf.
+            ValueError: `param_ndim` or a value does not fit a leaf.
         """
         leaves, spec = flatten(params)
         check_leaves(leaves, spec, "params")
         run = Run(spec, leaves)
-        return self._pack([link.start(leaves, run, link.values) for link in self.links])
+        for link in self.links:
+            link.check_fit(link.values, leaves, run)
+        return self.pack([link.start(leaves, run, link.values) for link in self.links])
 
     def update(
         self,
         updates: Tree,
-        state: State,
-        *,
+        state: Any,
         params: Tree = None,
+        *,
         inplace: bool = False,
-        hyperparams: dict[str, Any] | None = None,
-    ) -> tuple[Tree, State]:
+        hyperparams: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, Any]:
         """Transform updates.
 
         Args:
@@ -118,6 +224,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             params: the parameters, where a link needs them (`ValueError` says so).
             inplace: write the result into the tensors of `updates`.
             hyperparams: values for this call: key -> number, tensor, or tree like the params.
+            **extra: named inputs that a link asks for: `value`, the loss; `grad`, the raw
+                gradients where `updates` are something else.
 
         Returns:
             The new updates and the new state. Parameter links contribute
@@ -127,7 +235,9 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             TypeError: a leaf or a value of the wrong type.
             ValueError: a tree, state, key or value that does not fit.
         """
-        leaves, run, states, values = self._enter(updates, state, params, inplace, hyperparams)
+        leaves, run, states, values = self._enter(
+            updates, state, params, inplace, hyperparams, extra
+        )
         if self.links[-1:] and self.links[-1].phase != "gradient":
             new, states = self.advance(leaves, states, run, values)
             pairs = zip(new, run.params or (), leaves, strict=True)
@@ -136,28 +246,29 @@ class GradientTransformation(torchopt.base.GradientTransformation):
                 pairs_out = zip(leaves, out, strict=True)
                 out = [o if g is None or o is None else write_back(g, o) for g, o in pairs_out]
         else:
-            out, states = run_links(self.links, leaves, states, run, values, "gradient")
-        return unflatten(out, run.spec), self._pack(states)
+            out, states = run_links(self.links, self.names, leaves, states, run, values, "gradient")
+        return unflatten(out, run.spec), self.pack(states)
 
     def step(
         self,
         params: Tree,
         grads: Tree,
-        state: State,
+        state: Any,
         *,
-        hyperparams: dict[str, Any] | None = None,
-    ) -> tuple[Tree, State]:
+        hyperparams: Mapping[str, Any] | None = None,
+        **extra: Any,
+    ) -> tuple[Tree, Any]:
         """Transform gradients, apply them, and project the new parameters.
 
         The gradient links' result is added to the parameters (scale it by ``-lr`` to descend)
         unless the pipeline has a link that steps by itself, such as `from_torch` or
-        `frank_wolfe`. A constraint holds exactly afterwards.
+        `frank_wolfe_step`. A constraint holds exactly afterwards.
 
         Args:
             params: a tree of tensors.
             grads: a tree like `params`; a None leaf leaves its parameter to the projections.
             state: from `init` or the last call.
-            hyperparams: values for this call, as in `update`.
+            hyperparams, **extra: as in `update`.
 
         Returns:
             The new parameters and the new state; no input is written.
@@ -166,11 +277,11 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             TypeError: a leaf or a value of the wrong type.
             ValueError: a tree, state, key or value that does not fit.
         """
-        leaves, run, states, values = self._enter(grads, state, params, False, hyperparams)
+        leaves, run, states, values = self._enter(grads, state, params, False, hyperparams, extra)
         if run.params is None:
             raise ValueError("`params` must be a tree like `grads`  Got: None")
         new, states = self.advance(leaves, states, run, values)
-        return unflatten(new, run.spec), self._pack(states)
+        return unflatten(new, run.spec), self.pack(states)
 
     def compile(self, **options: Any) -> "GradientTransformation":
         """The same pipeline, compiled: one graph for each tree, whatever the hyperparameters.
@@ -193,30 +304,59 @@ class GradientTransformation(torchopt.base.GradientTransformation):
 
         Source: `torch.compile`.
         """
-        return Compiled(self, options)
+        return MAKERS["compiled"](self, options)  # type: ignore[no-any-return]
+
+    def optimizer(self, params: Any, **values: Any) -> Any:
+        """The pipeline as a `torch.optim.Optimizer`, which does what `step` does, to the bit.
+
+        Its updates are added to the parameters, unless the pipeline has a link that steps by
+        itself. It may be passed where a class is called, as ``cls(params, **values)``.
+
+        Args:
+            params: parameters, or dicts that define param groups.
+            **values: `defaults`, `param_ndim` and `compile` as in
+                `rai_chain.optim.ChainedParamTransformingOptimizer`; all else are hyperparameters,
+                by key.
+
+        Returns:
+            A `rai_chain.optim.ChainedParamTransformingOptimizer`.
+
+        Raises:
+            TypeError, ValueError: as that class.
+
+        Example:
+            >>> import torch
+            >>> from rai_chain import chain, clamp, scale
+            >>> x = torch.zeros(2, requires_grad=True)
+            >>> optim = chain(clamp(clamp_max=1.0), scale(-0.5)).optimizer([x], clamp_max=2.0)
+            >>> x.grad = torch.tensor([1.0, 3.0])
+            >>> optim.step()
+            >>> x
+            tensor([-0.5000, -1.0000], requires_grad=True)
+        """
+        return MAKERS["optimizer"](self, params, **values)
 
     # ------------------------------------------------------------------ how it runs
 
     def advance(
-        self, leaves: Leaves, states: list[State], run: Run, values: list[dict[str, Any]]
+        self, leaves: Leaves, states: list[State], run: Run, values: Values
     ) -> tuple[Leaves, list[State]]:
         """The new parameters: transform, step, project."""
         params = run.params or []
         run.writable = [False] * len(leaves)
-        leaves, states = run_links(self.links, leaves, states, run, values, "gradient")
-        phases = [link.phase for link in self.links]
-        if "step" in phases:
-            i = phases.index("step")
-            new, states[i] = self.links[i].apply(leaves, states[i], run, values[i])
+        names, links = self.names, self.links
+        leaves, states = run_links(links, names, leaves, states, run, values, "gradient")
+        if any(link.phase == "step" for link in links):
+            new, states = run_links(links, names, leaves, states, run, values, "step")
         else:
             new = [add(p, g) for p, g in zip(params, leaves, strict=True)]
             run.writable = [g is not None and run.plain for g in leaves]
         run.writable = [w and n is not p for w, n, p in zip(run.writable, new, params, strict=True)]
-        return run_links(self.links, new, states, run, values, "parameter")
+        return run_links(links, names, new, states, run, values, "parameter")
 
     def _enter(
-        self, updates: Tree, state: State, params: Tree, inplace: bool, hyperparams: Any
-    ) -> tuple[Leaves, Run, list[State], list[dict[str, Any]]]:
+        self, updates: Tree, state: Any, params: Tree, inplace: bool, hyperparams: Any, extra: Any
+    ) -> tuple[Leaves, Run, list[State], Values]:
         """Everything that can be refused is refused here, before anything is computed."""
         leaves, spec = flatten(updates)
         check_leaves(leaves, spec, "updates")
@@ -225,212 +365,51 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             run.params = leaves_like(params, spec, "params", "`updates`")
             check_leaves(run.params, spec, "params")
             check_shapes(leaves, run.params, spec)
-        states = self._unpack(state)
-        found = find_keys(hyperparams, self.keys, self)
-        values = []
-        for link, own, override in zip(self.links, states, found, strict=True):
+        states = self.unpack(state)
+        if extra:
+            run.extra = named_inputs(extra, run)
+        for link, own in zip(self.links, states, strict=True):
             if link.needs_params and run.params is None:
                 raise ValueError(f"`params` is needed by {link!r}  Got: None")
+            if missing := sorted(link.needs - run.extra.keys()):
+                if missing != ["grad"]:
+                    raise ValueError(f"`{missing[-1]}` is needed by {link!r}  Got: nothing")
+                raw = [g.clone() if inplace and g is not None else g for g in leaves]
+                run.extra = {**run.extra, "grad": raw}
             link.check_state(own, leaves, spec)
-            values.append(link.resolve(override, own))
+        values = self.resolve(hyperparams, states)
+        for link, own in zip(self.links, values, strict=True):
+            link.check_fit(own, leaves, run)
         run.plain = runs_plain([*leaves, *(run.params or ())], values)
         run.writable = [inplace and leaf is not None and not overlaps(leaf) for leaf in leaves]
         return leaves, run, states, values
 
-    def _pack(self, states: list[State]) -> State:
-        return tuple(states)
+    def pack(self, states: list[State]) -> Any:
+        """The states of the links as one."""
+        return states
 
-    def _unpack(self, state: State) -> list[State]:
+    def unpack(self, state: Any) -> list[State]:
+        """The state of each link; `ValueError` where it is another pipeline's."""
         if not isinstance(state, (tuple, list)) or len(state) != len(self.links):
             raise ValueError(
-                f"`state` must be the state of {self!r}: a tuple of {len(self.links)}  "
+                f"`state` must be the state of {self!r}: a list of {len(self.links)}  "
                 f"Got: {state!r}"
             )
-        return list(state)
+        return [one if one != () else {} for one in state]
 
 
-class Compiled(GradientTransformation):
-    """A pipeline whose `update` and `step` are compiled, see `compile`."""
+# What later modules make: "pair", of two functions; "compiled" and "optimizer", of a pipeline.
+MAKERS: dict[str, Callable[..., Any]] = {}
 
-    inner: GradientTransformation
-    options: dict[str, Any]
-    _constants: dict[str, Tensor]
-    _update: Any
-    _step: Any
 
-    def __new__(cls, inner: GradientTransformation, options: dict[str, Any]) -> "Compiled":
-        self = super().__new__(cls)
-        self.inner, self.options = inner, options
-        self.links, self.names, self.keys = inner.links, inner.names, inner.keys
-        self._constants = {
-            key: torch.tensor(link.values[name], dtype=torch.float64)
-            for link, own in zip(self.links, self.keys, strict=True)
-            for name, key in own.items()
-            if link.is_number(name, link.values[name])
-        }
-        self._update = torch.compile(inner.update, fullgraph=True, **options)
-        self._step = torch.compile(inner.step, fullgraph=True, **options)
-        return self
-
-    def __repr__(self) -> str:
-        options = ", ".join(f"{k}={v!r}" for k, v in self.options.items())
-        return f"{self.inner!r}.compile({options})"
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Compiled, (self.inner, self.options)
-
-    def init(self, params: Tree) -> State:
-        return self.inner.init(params)
-
-    def update(
-        self,
-        updates: Tree,
-        state: State,
-        *,
-        params: Tree = None,
-        inplace: bool = False,
-        hyperparams: dict[str, Any] | None = None,
-    ) -> tuple[Tree, State]:
-        values = self._tensors(hyperparams)
-        out: tuple[Tree, State] = self._update(
-            updates, state, params=params, inplace=inplace, hyperparams=values
+def refuse_key(key: str, keys: Keys, what: Any) -> NoReturn:
+    """Raise the ValueError for a key that no link answers to."""
+    qualified = [k for own in keys for name, k in own.items() if name == key]
+    if qualified:
+        raise ValueError(
+            f"`{key}` is ambiguous in {what}: it must be one of {', '.join(qualified)}  Got: {key}"
         )
-        return out
-
-    def step(
-        self,
-        params: Tree,
-        grads: Tree,
-        state: State,
-        *,
-        hyperparams: dict[str, Any] | None = None,
-    ) -> tuple[Tree, State]:
-        values = self._tensors(hyperparams)
-        out: tuple[Tree, State] = self._step(params, grads, state, hyperparams=values)
-        return out
-
-    def _tensors(self, hyperparams: dict[str, Any] | None) -> dict[str, Any]:
-        """All numbers of the pipeline as tensors, so that the graph holds for any of them."""
-        values: dict[str, Any] = dict(self._constants)
-        found = find_keys(hyperparams, self.keys, self.inner)
-        for link, keys, override in zip(self.links, self.keys, found, strict=True):
-            if override:
-                link.check_values({**link.values, **override})
-            for name, value in override.items():
-                number = link.is_number(name, value)
-                values[keys[name]] = torch.tensor(value, dtype=torch.float64) if number else value
-        return values
-
-
-class Link(GradientTransformation):
-    """One link of a pipeline: the base of everything that `chain` joins.
-
-    Attributes:
-        name: the factory's name.
-        scope: what the function sees: ``"element"``, ``"row"`` or ``"tree"``.
-        phase: ``"gradient"``, ``"step"`` (makes the new parameter) or ``"parameter"``.
-        values: hyperparameter -> value.
-    """
-
-    name: str
-    scope: Scope = "tree"
-    phase: Phase = "gradient"
-    values: dict[str, Any]
-    needs_params: bool = False
-
-    @property
-    def links(self) -> "tuple[Link, ...]":  # type: ignore[override]
-        """The link itself: a pipeline of one."""
-        return (self,)
-
-    @property
-    def names(self) -> tuple[str, ...]:  # type: ignore[override]
-        """The name in qualified keys."""
-        return (f"{self.name}_0",)
-
-    @property
-    def keys(self) -> list[dict[str, str]]:  # type: ignore[override]
-        """Each hyperparameter under its own name."""
-        return [{name: name for name in self.values}]
-
-    def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
-        """The state before the first update."""
-        return ()
-
-    def apply(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
-    ) -> tuple[Leaves, State]:
-        """Put leaves through the link; `values` are resolved and checked."""
-        raise NotImplementedError
-
-    def map(self, tree: Tree) -> Tree:
-        """Apply a stateless link, as a plain function of one tree, to gradients or parameters."""
-        leaves, spec = flatten(tree)
-        check_leaves(leaves, spec, "tree")
-        plain = runs_plain(leaves, [self.values])
-        run = Run(spec, leaves, plain=plain, writable=[False] * len(leaves))
-        return unflatten(self.apply(leaves, (), run, self.resolve({}, ()))[0], spec)
-
-    def elementwise_call(self, state: State, values: dict[str, Any]) -> Call | None:
-        """The link as a function of any piece of any leaf, where that is what it is."""
-        return None
-
-    def stateless_call(self, values: dict[str, Any]) -> Call | None:
-        """The same, where the link keeps no state with these values."""
-        return None
-
-    def tick(self, state: State) -> State:
-        """The state after a step that changes nothing but the counter."""
-        return {**state, "step": state["step"] + 1} if state else state
-
-    def is_number(self, name: str, value: Any) -> bool:
-        """Whether a value may become a tensor: a number that chooses nothing but a number."""
-        return False
-
-    def check_values(self, values: dict[str, Any]) -> None:
-        """Refuse hyperparameters that do not fit."""
-
-    def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
-        """Refuse a state that is not this link's, or of another tree."""
-
-    def resolve(self, override: dict[str, Any], state: State) -> dict[str, Any]:
-        """The values of this call: the link's own, overridden, schedules evaluated."""
-        values = self.values
-        if override:
-            values = {**values, **override}
-            self.check_values(values)
-        return values
-
-    def _pack(self, states: list[State]) -> State:
-        return states[0]
-
-    def _unpack(self, state: State) -> list[State]:
-        return [state]
-
-
-def apply_updates(params: Tree, updates: Tree) -> Tree:
-    """Add updates to parameters.
-
-    Args:
-        params: a tree of tensors, floating dtype.
-        updates: a tree like `params`; a None leaf leaves its parameter as it is.
-
-    Returns:
-        ``params + updates``, in the dtypes of `params`; no input is written.
-
-    Raises:
-        ValueError: the trees or the shapes differ.
-
-    Example:
-        >>> import torch
-        >>> apply_updates({"w": torch.ones(2)}, {"w": torch.tensor([0.5, -1.0])})
-        {'w': tensor([1.5000, 0.0000])}
-
-    Source: the function of the same name in optax.
-    """
-    leaves, spec = flatten(params)
-    moves = leaves_like(updates, spec, "updates", "`params`")
-    check_leaves(leaves, spec, "params")
-    check_leaves(moves, spec, "updates")
-    check_shapes(moves, leaves, spec)
-    return unflatten([add(p, u) for p, u in zip(leaves, moves, strict=True)], spec)
+    known = sorted({k for own in keys for k in own.values()})
+    raise ValueError(
+        f"`{key}` must name a hyperparameter of {what}: {', '.join(known) or 'none'}  Got: {key}"
+    )

@@ -1,53 +1,105 @@
-"""What the combinators have in common: a link around pipelines."""
+"""Links around pipelines: what `masked`, `accumulate` and the other combinators have in common."""
 
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from ..data.hyper import Rule
+from ..data.checks import add, shares_memory
+from ..data.hyper import Rule, evaluated, has_schedule, show
 from ..data.tree import (
     Leaves,
     Spec,
     Tree,
     flatten,
-    is_container,
-    leaf_names,
+    leaf_paths,
     leaves_like,
+    present,
+    presented,
+    spread_over,
     unflatten,
 )
+from ..engine.function import column_of
 from ..engine.run import Phase, Run, State, run_links
-from .link import show
-from .pipeline import GradientTransformation, Link
+from .chain import Chain, as_links, chain
+from .link import Link
+from .pipeline import GradientTransformation, Keys
 
-Inner = dict[str, GradientTransformation]
+Inners = Mapping[str, GradientTransformation]
 
 
 class Wrapper(Link):
-    """A link around pipelines. Subclasses say what happens in `wrap`.
+    """A link around pipelines. A subclass says what happens, in `wrap`, and what it keeps.
 
-    The state is a dict: ``inner`` holds the states of the pipelines, the rest is the wrapper's.
+    It is made of the pipeline, or of a dict prefix -> pipeline, and of its options by name. The
+    hyperparameters of what is inside are its own, with the prefix before their names. Its state
+    is a dict: ``inner`` has the states of the pipelines, ``step`` counts, the rest is in `trees`
+    and `once`.
+
+    Attributes:
+        label: the name of the link; else that of the class.
+        own: the options that are hyperparameters, each with its rule.
+        trees: the keys of the state that hold a tree like the params.
+        once: the keys of the state that hold one tensor.
+        ticks: whether the state has a step; it has one where an option is a schedule.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import Range, Wrapper, chain, scale
+        >>> class Every(Wrapper):
+        ...     own = {"n": Range(1, whole=True)}
+        ...
+        ...     def wrap(self, leaves, state, run, values, n):
+        ...         new, inside = self.through(leaves, state, run, values)
+        ...         now = state["step"] % n == 0
+        ...         out = choose(now, new, self.idle(leaves, run))
+        ...         return out, {"inner": {"": choose(now, inside, state["inner"][""])}}
+        >>> tx = Every(scale(-0.5), n=2)
+        >>> tx.hyperparams
+        {'n': 2, 'grad_scale': -0.5}
+        >>> _, state = tx.update(torch.ones(1), tx.init(torch.ones(1)))
+        >>> tx.update(torch.ones(1), state)[0]
+        tensor([0.])
     """
 
-    label: ClassVar[str]  # the combinator's name
-    inners: Inner  # prefix -> pipeline
-    options: dict[str, Any]  # the arguments besides the pipelines
-    own: ClassVar[dict[str, Rule]] = {}  # the hyperparameters among them
-    ticks: bool = True  # whether the state has a step
-    keeps: tuple[str, ...] = ()  # what else it has, besides the inner states
+    label: ClassVar[str]
+    own: ClassVar[Mapping[str, Rule]] = {}
+    trees: frozenset[str] = frozenset()
+    once: frozenset[str] = frozenset()
+    ticks: bool = True
+    options: dict[str, Any]
+    _known: dict[str, Any]  # what each pipeline saw of the last tree
+    _slots: list[tuple[str, GradientTransformation, Keys]]  # what each link inside reads
 
-    def __new__(cls, inners: Inner, **options: Any) -> Any:
-        self = super().__new__(cls)
-        self.inners, self.options = inners, options
-        self.name = cls.label
-        self.phase = common_phase(self.name, inners.values())
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.label = cls.__dict__.get("label", cls.__name__)
+
+    def __new__(cls, inner: Any = None, **options: Any) -> Any:
+        self: Wrapper = super().__new__(cls)
+        inners = inner if isinstance(inner, Mapping) else {"": inner} if inner is not None else {}
+        self.inners = {
+            prefix: t if isinstance(t, GradientTransformation) else chain(t)
+            for prefix, t in inners.items()
+        }
+        self.options, self.name = options, cls.label
+        self._known = {}
+        if missing := sorted(set(cls.own) - set(options)):
+            raise TypeError(f"`{missing[0]}` must be given to {cls.label}  Got: nothing")
+        inside = [link for t in self.inners.values() for link in t.links]
+        self.phase = self.common_phase({link.phase for link in inside})
+        self.updates = any(t.updates for t in self.inners.values())
+        self.needs = frozenset().union(*(link.needs for link in inside))
+        self.needs_params = self.phase != "gradient" or any(k.needs_params for k in inside)
         self.values = {name: options[name] for name in cls.own}
-        for prefix, inner in inners.items():
-            for key, value in inner.hyperparams.items():
-                self.values[f"{prefix}{key}"] = value
-        self.needs_params = any(k.needs_params for t in inners.values() for k in t.links)
+        for prefix, t in self.inners.items():
+            self.values |= {f"{prefix}{key}": value for key, value in t.hyperparams.items()}
+        self._slots = [
+            (prefix, t, [{n: f"{prefix}{k}" for n, k in own.items()} for own in t.keys()])
+            for prefix, t in self.inners.items()
+        ]
         self.check_values(self.values)
         return self
 
@@ -59,37 +111,167 @@ class Wrapper(Link):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.inners, self.options)
 
+    def with_values(self, values: dict[str, Any]) -> Link:
+        inners = {}
+        for prefix, t, keys in self._slots:
+            inside = {k[len(prefix) :] for own in keys for k in own.values() if k in values}
+            inners[prefix] = t.replace(**{k: values[f"{prefix}{k}"] for k in inside})
+        options = {k: values.get(k, v) for k, v in self.options.items()}
+        made: Link = type(self)(inners, **options)
+        return made
+
+    # ------------------------------------------------------------------ for subclasses
+
+    def wrap(
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
+    ) -> tuple[Leaves, State]:
+        """The new leaves and the new state, all of it but ``step``.
+
+        Args:
+            leaves: gradients, or parameters where everything inside is a parameter link; None
+                where there is none.
+            state: as `begin` and the last call made it.
+            run: what else is known of this pass; `run.params` are the parameters.
+            values: for `through`.
+            **own: the wrapper's hyperparameters, schedules evaluated.
+        """
+        raise NotImplementedError
+
+    def begin(self, leaves: Leaves, spec: Spec) -> State:
+        """The wrapper's own part of the state: `trees` and `once`."""
+        return {}
+
+    def seen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool] | None:
+        """Which leaves an inner pipeline sees; None for all."""
+        return None
+
+    def common_phase(self, phases: set[Phase]) -> Phase:
+        """The phase of the whole: one that steps where what is inside has several."""
+        return "step" if len(phases) > 1 else next(iter(phases), "gradient")
+
+    def through(
+        self, leaves: Leaves, state: State, run: Run, values: Any, prefix: str = ""
+    ) -> tuple[Leaves, Any]:
+        """Put leaves through an inner pipeline.
+
+        Returns:
+            The result, new parameters in the phase "step", and that pipeline's new state.
+        """
+        inner = self.inners[prefix]
+        mine, part = self._part(prefix, leaves, run)
+        states = inner.unpack(state["inner"][prefix])
+        if self.phase == "step":
+            out, states = inner.advance(mine, states, part, values[prefix])
+        else:
+            links = inner.links, inner.names
+            out, states = run_links(*links, mine, states, part, values[prefix], self.phase)
+        return out, inner.pack(states)
+
+    def idle(self, leaves: Leaves, run: Run) -> Leaves:
+        """What comes out where nothing is to move: zeros, or the parameters as they are."""
+        if self.phase == "gradient":
+            return [None if leaf is None else torch.zeros_like(leaf) for leaf in leaves]
+        return list(leaves if self.phase == "parameter" else run.params or [])
+
+    def passed(self, leaves: Leaves, run: Run) -> Leaves:
+        """What comes out where there is no wrapper: the leaves, or the parameters moved by them."""
+        return both(add, run.params or [], leaves) if self.phase == "step" else list(leaves)
+
+    # ------------------------------------------------------------------ the link
+
+    def keeps(self, values: dict[str, Any]) -> bool:
+        own, inside = self.trees or self.once or self._counts(values), self._inside(values)
+        return bool(own) or any(
+            link.keeps(mine)
+            for prefix, t in self.inners.items()
+            for link, mine in zip(t.links, inside[prefix], strict=True)
+        )
+
+    def lacks(self, once: Any, values: dict[str, Any]) -> bool:
+        once = once or {}
+        own = {*self.once, *(["step"] if self._counts(values) else [])}
+        inside = self._inside(values)
+        return not own <= set(once) or any(
+            link.keeps(mine) and link.lacks(once.get("inner", {}).get(f"{prefix}{name}"), mine)
+            for prefix, inner, _ in self._slots
+            for name, link, mine in zip(inner.names, inner.links, inside[prefix], strict=True)
+        )
+
+    def _counts(self, values: dict[str, Any]) -> bool:
+        """Whether the state has a step."""
+        return self.ticks or any(has_schedule(values[name]) for name in self.own)
+
     def check_values(self, values: dict[str, Any]) -> None:
         for name, rule in self.own.items():
             rule.check(name, values[name])
-        for prefix, inner in self.inners.items():
-            for link, keys in zip(inner.links, inner.keys, strict=True):
-                link.check_values({n: values[f"{prefix}{key}"] for n, key in keys.items()})
+        for _, inner, keys in self._slots:
+            for link, own in zip(inner.links, keys, strict=True):
+                link.check_values({n: values[k] for n, k in own.items()})
+
+    def check_fit(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
+        inside = values if "inner" in values else {**values, "inner": self._inside(values)}
+        for prefix, inner, _ in self._slots:
+            mine, _ = self._part(prefix, leaves, run)
+            for link, own in zip(inner.links, inside["inner"][prefix], strict=True):
+                link.check_fit(own, mine, run)
 
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
-        names = {"inner", *self.keeps, *(["step"] if self.ticks else [])}
+        names = {"inner", *self.trees, *self.once, *(["step"] if self._counts(self.values) else [])}
         inside = state.get("inner") if isinstance(state, dict) else None
         if not isinstance(inside, dict) or set(state) != names or set(inside) != set(self.inners):
             raise ValueError(f"`state` must be the state of {self!r}  Got: {state!r}")
+        for key in self.trees:
+            column_of(state, key, spec)
         for prefix, inner in self.inners.items():
-            run = self.part(prefix, leaves, Run(spec))
-            mine = [leaves[i] for i in run.places]
-            for link, own in zip(inner.links, inner._unpack(inside[prefix]), strict=True):
-                link.check_state(own, mine, run.spec)
+            mine, _ = self._part(prefix, leaves, Run(spec))
+            for link, own in zip(inner.links, inner.unpack(inside[prefix]), strict=True):
+                link.check_state(own, mine, spec)
+
+    def _inside(self, values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+        """The values for what is inside, of the flat ones."""
+        return {
+            prefix: [{n: values[k] for n, k in own.items()} for own in keys]
+            for prefix, _, keys in self._slots
+        }
+
+    def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
+        now = {name: values[name] for name in self.own}
+        if any(map(has_schedule, now.values())):
+            if "step" not in state:
+                name = next(n for n, v in now.items() if has_schedule(v))
+                raise ValueError(
+                    f"`{name}` must be given to {self.name} as a schedule before `init`, which "
+                    f"then keeps a step  Got: {show(now[name])}"
+                )
+            now = {n: evaluated(v, state["step"]) for n, v in now.items()}
+            for name, rule in self.own.items():
+                rule.check(name, now[name])
+        inside = self._inside(values)
+        for prefix, inner, _ in self._slots:
+            rows = zip(
+                inner.links, inside[prefix], inner.unpack(state["inner"][prefix]), strict=True
+            )
+            inside[prefix] = [link.evaluate(own, saved) for link, own, saved in rows]
+        return {**now, "inner": inside}
+
+    def now(self, values: dict[str, Any], state: State) -> dict[str, Any]:
+        found = super().now({name: values[name] for name in self.own}, state)
+        for prefix, inner, keys in self._slots:
+            saved = inner.unpack(state["inner"][prefix])
+            given = self._inside(values)[prefix]
+            for link, own, mine, names in zip(inner.links, given, saved, keys, strict=True):
+                found |= {names[n]: v for n, v in link.now(own, mine).items()}
+        return found
 
     def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
-        state: dict[str, Any] = {"inner": {}}
+        state: State = {"inner": {}}
+        inside = self._inside(values)
         for prefix, inner in self.inners.items():
-            part = self.part(prefix, leaves, run)
-            mine = [leaves[i] for i in part.places]
-            started = [
-                link.start(mine, part, {n: values[f"{prefix}{k}"] for n, k in keys.items()})
-                for link, keys in zip(inner.links, inner.keys, strict=True)
-            ]
-            state["inner"][prefix] = inner._pack(started)
-        if self.ticks:
-            device = next((leaf.device for leaf in leaves if leaf is not None), None)
-            state["step"] = torch.zeros((), dtype=torch.int64, device=device)
+            mine, part = self._part(prefix, leaves, run)
+            rows = zip(inner.links, inside[prefix], strict=True)
+            state["inner"][prefix] = inner.pack([k.start(mine, part, v) for k, v in rows])
+        if self._counts(values):
+            state["step"] = torch.zeros((), dtype=torch.int64, device=device_of(leaves))
         return {**state, **self.begin(leaves, run.spec)}
 
     def apply(
@@ -98,8 +280,10 @@ class Wrapper(Link):
         # What is decided later must not be written before: no memory is given to what is inside.
         inside = replace(run, writable=[False] * len(leaves))
         own = {name: values[name] for name in self.own}
-        out, new = self.wrap(leaves, state, inside, values, **own)
-        if self.ticks:
+        out, new = self.wrap(leaves, state, inside, values["inner"], **own)
+        for key in self.trees:
+            new[key] = self._unshared(new[key], leaves, out, run)
+        if "step" in state:
             new = {**new, "step": state["step"] + 1}
         for i, (leaf, result) in enumerate(zip(leaves, out, strict=True)):
             if leaf is not None and result is not None and self.phase != "step":
@@ -108,85 +292,86 @@ class Wrapper(Link):
                 run.writable[i] = False
         return out, new
 
-    # -------------------------------------------------------------- for subclasses
+    def _unshared(self, tree: Tree, leaves: Leaves, out: Leaves, run: Run) -> Tree:
+        """What is kept, in memory that no later step writes."""
+        kept = presented(tree, run.spec, "state", "`updates`")
+        for i, x in enumerate(kept):
+            others = (leaves[i], out[i], run.params[i] if run.params else None)
+            if x is not None and any(shares_memory(x, other) for other in others):
+                kept[i] = x.clone()
+        return present(kept, run.spec)
 
-    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
-        """The wrapper's own part of the state."""
-        return {}
-
-    def chosen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool] | None:
-        """Which leaves an inner pipeline sees; None for all."""
-        return None
-
-    def part(self, prefix: str, leaves: Leaves, run: Run) -> "Part":
-        """The run of an inner pipeline, over a dict of the leaves it sees by their names."""
-        flags = self.chosen(prefix, leaves, run.spec)
+    def _part(self, prefix: str, leaves: Leaves, run: Run) -> tuple[Leaves, Run]:
+        """What an inner pipeline sees: the same tree, with None for what it does not see."""
+        part = replace(run, writable=[False] * len(leaves), name=f"{run.name}/{prefix}")
+        flags = self._flags(prefix, leaves if run.params is None else run.params, run.spec)
         if flags is None:
-            whole = Part(run.spec, run.params, run.param_ndim, run.plain, [*run.writable])
-            whole.places = list(range(len(leaves)))
-            return whole
-        places = [i for i, flag in enumerate(flags) if flag]
-        names = leaf_names(run.spec)
-        return Part(
-            flatten({names[i]: None for i in places})[1],
-            None if run.params is None else [run.params[i] for i in places],
-            run.param_ndim,
-            run.plain,
-            [False] * len(places),
-            places=places,
-        )
+            return leaves, part
+        if run.params is not None:
+            part.params = [p if flag else None for p, flag in zip(run.params, flags, strict=True)]
+        return [x if flag else None for x, flag in zip(leaves, flags, strict=True)], part
 
-    def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
-    ) -> tuple[Leaves, State]:
-        """The new leaves and the new state, all of it but ``step``."""
-        raise NotImplementedError
-
-    def through(
-        self, prefix: str, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
-    ) -> tuple[Leaves, State]:
-        """Put leaves through an inner pipeline: the result, and that pipeline's new state."""
-        inner, part = self.inners[prefix], self.part(prefix, leaves, run)
-        states = inner._unpack(state["inner"][prefix])
-        if len(part.places) < len(leaves):  # a tree of values loses the leaves that are not seen
-            values = {k: _only(v, part.places, run.spec) for k, v in values.items()}
-        resolved = [
-            link.resolve({n: values[f"{prefix}{k}"] for n, k in keys.items()}, own)
-            for link, keys, own in zip(inner.links, inner.keys, states, strict=True)
-        ]
-        mine = [leaves[i] for i in part.places]
-        if self.phase == "step":
-            out, states = inner.advance(mine, states, part, resolved)
-        else:
-            out, states = run_links(inner.links, mine, states, part, resolved, self.phase)
-        return out, inner._pack(states)
+    def _flags(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool] | None:
+        """`seen`, asked once for each tree."""
+        if torch.compiler.is_compiling() or type(self).seen is Wrapper.seen:
+            return self.seen(prefix, leaves, spec)
+        shapes = [None if leaf is None else leaf.shape for leaf in leaves]
+        known: Any = self._known.get(prefix, (None, ()))
+        same = known[0] is spec or (known[0] is not None and known[0] == spec)
+        if not same or any(s not in (None, k) for s, k in zip(shapes, known[1], strict=True)):
+            known = self._known[prefix] = spec, shapes, self.seen(prefix, leaves, spec)
+        flags: list[bool] | None = known[2]
+        return flags
 
 
-@dataclass
-class Part(Run):
-    """The run of an inner pipeline; `places` are its leaves' among the wrapper's."""
+class Sorted(Chain):
+    """A wrapper in two links, one around gradient links and one around parameter links."""
 
-    places: list[int] = field(default_factory=list)
-
-
-def _only(value: Any, places: list[int], spec: Spec) -> Any:
-    if not is_container(value) or flatten(value)[1] != spec:
-        return value
-    leaves = flatten(value)[0]
-    return [leaves[i] for i in places]
+    sorts = True
 
 
-def common_phase(name: str, inners: Iterable[GradientTransformation]) -> Phase:
-    """The phase of a wrapper: "step" where something inside steps, else the common one."""
-    phases = {link.phase for inner in inners for link in inner.links}
-    if "step" in phases:
-        return "step"
-    if len(phases) > 1:
-        raise ValueError(
-            f"`inner` of {name} must be all gradient links, all parameter links, or step  "
-            f"Got: both gradient and parameter links, which belong in {name}s of their own"
-        )
-    return phases.pop() if phases else "gradient"
+def by_phase(kind: type[Wrapper], inners: Inners, **options: Any) -> GradientTransformation:
+    """A wrapper that only chooses leaves: its parameter links run where parameter links do."""
+    phases = {link.phase for inner in inners.values() for link in as_links(inner)}
+    if phases != {"gradient", "parameter"}:
+        made: Link = kind(inners, **options)
+        return made
+    parts = []
+    for phase in ("gradient", "parameter"):
+        part = {}
+        for prefix, inner in inners.items():
+            rows = zip(chain(inner).links, chain(inner).names, strict=True)
+            mine = [(link, name) for link, name in rows if link.phase == phase]
+            part[prefix] = Chain(tuple(k for k, _ in mine), tuple(n for _, n in mine))
+        parts.append(kind(part, **options))
+    return Sorted(tuple(parts), (None, None))
+
+
+def chosen_by(
+    given: Any, leaves: Leaves, spec: Spec, name: str, allows: Callable[[Any], bool]
+) -> list[Any]:
+    """A value for each leaf: of a tree, of the upper part of one, or of a function.
+
+    Args:
+        given: the tree, or a function of a leaf's path, ``"layer.bias"``, or of the whole tree.
+        leaves, spec: the params, or what is like them.
+        name: of the argument, for messages.
+        allows: whether a value is one of those that may come out.
+    """
+    if callable(given):
+        try:
+            by_path = [given(path) for path in leaf_paths(spec)]
+        except Exception:  # it takes the tree
+            by_path = None
+        if by_path is not None and all(map(allows, by_path)):
+            return by_path
+        given = given(unflatten(list(leaves), spec))
+    return spread_over(given, spec, name)
+
+
+def device_of(leaves: Leaves) -> torch.device:
+    """Where the leaves are."""
+    return next((leaf.device for leaf in leaves if leaf is not None), torch.device("cpu"))
 
 
 def choose(condition: Tensor, new: Any, old: Any) -> Any:
@@ -196,16 +381,25 @@ def choose(condition: Tensor, new: Any, old: Any) -> Any:
     condition is read then, which is possible as such a link is never traced.
     """
     leaves, spec = flatten(new)
-    if spec != flatten(old)[1]:
+    try:
+        others = leaves_like(old, spec, "state", "the new state")
+    except ValueError:
         return new if bool(condition) else old
-    pairs: Any = zip(leaves, leaves_like(old, spec, "state", "the new state"), strict=True)
-    chosen = [torch.where(condition, a, b) if isinstance(a, Tensor) else a for a, b in pairs]
-    return unflatten(chosen, spec)
+    pairs = zip(leaves, others, strict=True)
+    return unflatten(
+        [torch.where(condition, a, b) if isinstance(a, Tensor) else a for a, b in pairs], spec
+    )
 
 
 def zeros(leaves: Leaves, spec: Spec) -> Tree:
-    """A tree of zeros like the leaves."""
-    return unflatten([None if leaf is None else torch.zeros_like(leaf) for leaf in leaves], spec)
+    """A tree of zeros like the leaves, in float32 where they are of a half type."""
+    made: Leaves = [
+        None
+        if leaf is None
+        else torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
+        for leaf in leaves
+    ]
+    return present(made, spec)
 
 
 def both(function: Callable[[Any, Any], Any], a: Leaves, b: Leaves) -> Leaves:
@@ -214,6 +408,12 @@ def both(function: Callable[[Any, Any], Any], a: Leaves, b: Leaves) -> Leaves:
     return [None if x is None or y is None else function(x, y) for x, y in pairs]
 
 
-def _rebuild(cls: Any, inners: Inner, options: dict[str, Any]) -> Link:
+def remember(function: Callable[[Any, Any], Any], kept: Leaves, leaves: Leaves) -> Leaves:
+    """What is kept, changed by each leaf that is there: ``function(kept, leaf)``."""
+    pairs = zip(kept, leaves, strict=True)
+    return [x if x is None or y is None else function(x, y) for x, y in pairs]
+
+
+def _rebuild(cls: Any, inners: Inners, options: dict[str, Any]) -> Link:
     made: Link = cls(inners, **options)
     return made

@@ -18,6 +18,16 @@ def overlaps(tensor: Tensor) -> bool:
     )
 
 
+def shares_memory(a: Tensor, b: Tensor | None) -> bool:
+    """Whether a write into one may be seen in the other; when compiling, whether they are one."""
+    if a is b or b is None or torch.compiler.is_compiling():
+        return a is b
+    try:
+        return a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
+    except (NotImplementedError, RuntimeError):
+        return False
+
+
 def check_leaves(leaves: Sequence[Any], spec: Spec, what: str) -> None:
     """Refuse leaves that are not floating strided tensors, by name and with what to do."""
     for i, leaf in enumerate(leaves):

@@ -3,22 +3,39 @@
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
-from .tree import flatten, is_container
+from .tree import flatten, is_container, unflatten
 
-Schedule = Callable[[Tensor], Any]
+
+class Schedule(typing.Protocol):
+    """A function of the step, a 0-dim int64 tensor, to a number or a tensor."""
+
+    def __call__(self, step: Tensor) -> Any:
+        """The value at a step."""
+
+
 Hyper = Any  # a number, a tensor, a schedule `step -> value`, or a tree of them like the params
 
 
 @dataclass(frozen=True)
 class Range:
-    """The closed interval a number must lie in; `static` asks for a Python number.
+    """The closed interval a number must lie in.
+
+    Args:
+        low: the smallest number allowed.
+        high: the largest one; with `open_high` it is itself too large.
+        static: whether it must be a Python number, not a tensor, schedule or tree.
+        optional: whether None is allowed.
+        open_high: see `high`.
+        whole: whether it must be a whole number.
+        fits: whether it must be a number of the dtype that it is applied to.
 
     Example:
         >>> Range(0.0, 1.0).check("q", 1.5)
@@ -32,6 +49,7 @@ class Range:
     optional: bool = False
     open_high: bool = False
     whole: bool = False
+    fits: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value of another type or outside the interval; tensors are never read."""
@@ -48,7 +66,9 @@ class Range:
         elif isinstance(value, Real):
             number: Any = value
             above = number < self.high if self.open_high else number <= self.high
-            if self.whole and self.low <= number and number != int(number):
+            if isinstance(value, bool):
+                raise TypeError(f"`{name}` must be a number  Got: {value}")
+            if self.whole and self.low <= number and not float(number).is_integer():
                 raise ValueError(f"`{name}` must be a whole number  Got: {value}")
             if not (self.low <= number and above):
                 raise ValueError(f"`{name}` must satisfy {self.rule(name)}  Got: {value}")
@@ -62,6 +82,16 @@ class Range:
         sign = "<" if self.open_high else "<="
         high = "" if self.high == math.inf else f" {sign} {self.high}"
         return f"{low}{name}{high}" if low or high else f"-inf <= {name} <= inf"
+
+    def check_fit(self, name: str, value: Any, leaf: Tensor) -> None:
+        """Refuse a number that the dtype of a leaf cannot hold, where `fits` asks for that."""
+        if self.fits and isinstance(value, (int, float)) and math.isfinite(value):
+            largest = torch.finfo(leaf.dtype).max
+            if abs(value) > largest:
+                raise ValueError(
+                    f"`{name}` must be a number of {leaf.dtype}: abs({name}) <= {largest}  "
+                    f"Got: {value}"
+                )
 
 
 @dataclass(frozen=True)
@@ -85,11 +115,13 @@ NonNegative = Annotated[Hyper, Range(0.0)]
 Decay = Annotated[Hyper, Range(0.0, 1.0, open_high=True)]
 NormOrder = Annotated[float, Range(1.0, static=True)]
 Optional = Annotated[Hyper, Range(optional=True)]
+Bound = Annotated[Hyper, Range(optional=True, fits=True)]
+Radius = Annotated[Hyper, Range(0.0, fits=True)]
 StaticNumber = Annotated[float, Range(static=True)]
 StaticOptional = Annotated[float | None, Range(static=True, optional=True)]
 Bool = Annotated[bool, Flag()]
 
-REQUIRED: Any = inspect.Parameter.empty
+REQUIRED: Any = inspect.Parameter.empty  # the default of what must be given
 
 
 def rules_of(
@@ -109,32 +141,47 @@ def rules_of(
     return rules
 
 
-def find_keys(
-    overrides: Mapping[str, Any] | None, keys: list[dict[str, str]], what: Any
-) -> list[dict[str, Any]]:
-    """Sort `overrides` by link: ``keys[i]`` maps each hyperparameter of link i to its key.
-
-    Raises:
-        ValueError: a key that no link has; one that is ambiguous lists the qualified keys.
-    """
-    found: list[dict[str, Any]] = [{} for _ in keys]
-    for key, value in (overrides or {}).items():
-        owners = [(i, name) for i, own in enumerate(keys) for name, k in own.items() if k == key]
-        if not owners:
-            refuse_key(key, keys, what)
-        for i, name in owners:
-            found[i][name] = value
-    return found
+def shown_type(rule: Rule) -> Any:
+    """The type of a hyperparameter in a signature."""
+    if isinstance(rule, Flag):
+        return bool if rule.choices == (False, True) else typing.Literal[rule.choices]
+    number = int if rule.whole else float
+    kind: Any = number if rule.static else number | Tensor | Schedule
+    return kind | None if rule.optional else kind
 
 
-def refuse_key(key: str, keys: list[dict[str, str]], what: Any) -> typing.NoReturn:
-    """Raise the ValueError for a key that no link answers to."""
-    qualified = [k for own in keys for name, k in own.items() if name == key]
-    if qualified:
-        raise ValueError(
-            f"`{key}` is ambiguous in {what}: it must be one of {', '.join(qualified)}  Got: {key}"
-        )
-    known = sorted({k for own in keys for k in own.values()})
-    raise ValueError(
-        f"`{key}` must name a hyperparameter of {what}: {', '.join(known) or 'none'}  Got: {key}"
-    )
+# ------------------------------------------------------------------ schedules
+
+
+def is_schedule(value: Any) -> bool:
+    """Whether a hyperparameter is a function of the step."""
+    return callable(value) and not isinstance(value, Tensor)
+
+
+def has_schedule(value: Any) -> bool:
+    """Whether a hyperparameter is a schedule, or a nest with some."""
+    if is_container(value):
+        return any(map(is_schedule, flatten(value)[0]))
+    return is_schedule(value)
+
+
+def evaluated(value: Any, step: Tensor) -> Any:
+    """The value of a hyperparameter at a step, 0-dim int64: its schedules replaced by theirs."""
+    if is_container(value):
+        leaves, spec = flatten(value)
+        return unflatten([evaluated(leaf, step) for leaf in leaves], spec)
+    return value(step) if is_schedule(value) else value
+
+
+def as_tensor(number: Any) -> Tensor:
+    """A number as the tensor that a compiled graph takes: 0-dim float64, on the host."""
+    if isinstance(number, Tensor):
+        return number
+    return torch.tensor(number, dtype=torch.float64, device="cpu")
+
+
+def show(value: Any) -> str:
+    """A hyperparameter in a repr: numbers as they are, schedules by name, tensors by shape."""
+    if isinstance(value, Tensor) and value.ndim:
+        return f"tensor{tuple(value.shape)}"
+    return getattr(value, "__name__", None) or repr(value)

@@ -1,7 +1,8 @@
 """Random numbers that are a pure function of tensors: same key, same numbers.
 
-A key is a 0-dim int64 tensor. Everything here is integer arithmetic on tensors, so it means
-the same eagerly, under `vmap`, in a compiled graph and on every device.
+A key is a 0-dim int64 tensor, which a link asks for by the name `key`. Everything here is integer
+arithmetic on tensors, so it means the same eagerly, under `vmap`, in a compiled graph and on
+every device.
 """
 
 import math
@@ -9,33 +10,99 @@ import math
 import torch
 from torch import Tensor
 
+_ODD = -0x61C8864680B583EB  # 2**64 over the golden ratio, as a signed integer
 
-def fold(seed: Tensor, step: Tensor, leaf: int) -> Tensor:
-    """One key for each (seed, step, leaf)."""
-    return mix(mix(mix(seed) + step) + leaf)
+
+def stream(seed: Tensor, step: Tensor, name: str) -> Tensor:
+    """The key of one link at one step; `leaf_key` makes one for each tensor of it.
+
+    Args:
+        seed: 0-dim int64.
+        step: 0-dim int64.
+        name: the link's name in its pipeline, with the wrappers around it.
+    """
+    return mix(mix(mix(seed) + _place(name)) + step)
+
+
+def leaf_key(key: Tensor, leaf: int) -> Tensor:
+    """The key of one tensor, of the key of the link."""
+    return mix(key + leaf)
+
+
+def _place(name: str) -> int:
+    """A number for a name: a polynomial of its characters, modulo a prime."""
+    number = 0
+    for character in name:
+        number = (number * 257 + ord(character)) % 0x7FFFFFFFFFE7
+    return number
 
 
 def uniform(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Float32 values in [0, 1), uniform on the multiples of 2**-24."""
+    """Values in [0, 1), uniform on the multiples of 2**-24.
+
+    Args:
+        key: 0-dim int64.
+        shape: of the result.
+
+    Returns:
+        A float32 tensor on the device of `key`.
+
+    Example:
+        >>> uniform(torch.tensor(7), (3,))
+        tensor([0.3898, 0.0168, 0.9008])
+
+    Source: SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
+    """
     count = torch.arange(math.prod(shape), device=key.device).reshape(shape)
     return ((mix(key + count * _ODD) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
 
 
-def normal(key: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """Float32 standard normal values, by the Box-Muller transform of two uniform ones."""
+def normal(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """Standard normal values.
+
+    Args:
+        key: 0-dim int64.
+        shape: of the result.
+
+    Returns:
+        A float32 tensor on the device of `key`.
+
+    Example:
+        >>> normal(torch.tensor(7), (3,))
+        tensor([ 0.5541, -0.1531, -1.2171])
+
+    Source: the transform of two uniform values (Box and Muller 1958).
+    """
     radius = torch.sqrt(-2.0 * torch.log(1.0 - uniform(key, shape)))
     return radius * torch.cos(2.0 * math.pi * uniform(mix(key) + 1, shape))
 
 
+def bernoulli(key: Tensor, p: float | Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+    """True with probability `p`, to a multiple of 2**-24.
+
+    Args:
+        key: 0-dim int64.
+        p: probability, 0 <= p <= 1; a number, or a tensor that broadcasts to `shape`.
+        shape: of the result.
+
+    Returns:
+        A bool tensor on the device of `key`.
+
+    Example:
+        >>> bernoulli(torch.tensor(7), 0.5, (3,))
+        tensor([ True,  True, False])
+
+    Source: its definition.
+    """
+    return uniform(key, shape) < p
+
+
 def mix(x: Tensor) -> Tensor:
-    """A bijection of the 64-bit integers that scatters them (SplitMix64; Steele et al. 2014)."""
+    """A bijection of the 64-bit integers that scatters them (SplitMix64)."""
     x = x + _ODD
     x = (x ^ _shift(x, 30)) * -0x40A7B892E31B1A47
     x = (x ^ _shift(x, 27)) * -0x6B2FB644ECCEEE15
     return x ^ _shift(x, 31)
-
-
-_ODD = -0x61C8864680B583EB  # 2**64 over the golden ratio, as a signed integer
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:

@@ -11,8 +11,9 @@ None, 3    ``(1, d0*d1*d2)``
 -3, 0      ``(d0*d1*d2, 1)``
 =========  ===================
 
-A positive number counts the dimensions of one row, a negative one the leading dimensions
-that separate rows, and None makes the whole tensor one row.
+A positive number counts the dimensions of one row, a negative one the leading dimensions that
+separate rows, and None makes the whole tensor one row. A tensor of 0 dimensions is one row of one
+element, whatever `param_ndim` is.
 """
 
 import math
@@ -25,23 +26,26 @@ from torch import Tensor
 BLOCK = 1 << 18  # elements of the rows worked on at once: what is made of them stays in cache
 
 
-def check_param_ndim(param_ndim: int | None, *tensors: Tensor | None) -> None:
+def check_param_ndim(
+    param_ndim: int | None, *tensors: Tensor | None, names: Callable[[], list[str]] | None = None
+) -> None:
     """Refuse a `param_ndim` that is no int or None, or too large for one of the tensors."""
     if param_ndim is None:
         return
     if not isinstance(param_ndim, int) or isinstance(param_ndim, bool):
         raise TypeError(f"`param_ndim` must be an int or None  Got: {param_ndim!r}")
-    for tensor in tensors:
-        if tensor is not None and abs(param_ndim) > tensor.ndim:
+    for i, tensor in enumerate(tensors):
+        if tensor is not None and tensor.ndim and abs(param_ndim) > tensor.ndim:
+            which = "a tensor" if names is None else f"`{names()[i]}`"
             raise ValueError(
                 f"`param_ndim` must satisfy abs(param_ndim) <= ndim  "
-                f"Got: {param_ndim} for a tensor of shape {tuple(tensor.shape)}"
+                f"Got: {param_ndim} for {which} of shape {tuple(tensor.shape)}"
             )
 
 
 def row_dims(ndim: int, param_ndim: int | None) -> int:
     """How many trailing dimensions make one row."""
-    if param_ndim is None:
+    if param_ndim is None or ndim == 0:
         return ndim
     return param_ndim + ndim if param_ndim < 0 else param_ndim
 

@@ -37,19 +37,84 @@ def leaf_names(spec: Spec) -> list[str]:
     return [_pytree.keystr(path) or "(the tensor)" for path, _ in named]
 
 
-def leaves_like(tree: Any, spec: Spec, name: str, other: str) -> Leaves:
+def leaf_paths(spec: Spec) -> list[str]:
+    """The path of each leaf as parameters are named: ``layer.bias``; a place in a list is ``0``."""
+    named, _ = _pytree.tree_flatten_with_path(unflatten(list(range(spec.num_leaves)), spec))
+    return [".".join(map(_part, path)) for path, _ in named]
+
+
+def leaves_like(tree: Any, spec: Spec, name: str, other: str) -> list[Any]:
     """The leaves of `tree`, which must have the structure `spec` that `other` has.
 
+    A list counts as the tuple of the same leaves, and a dict may have its keys in another order.
+
     Raises:
-        ValueError: another structure; a list counts as the tuple of the same leaves.
+        ValueError: another structure.
     """
     leaves, own = flatten(tree)
-    if own != spec and not _same_sequence(own, spec):
+    if own != spec:
+        leaves = []
+        if not _collect(tree, spec, leaves, prefix=False):
+            raise ValueError(
+                f"`{name}` must have the tree structure of {other}  "
+                f"Got: {_outline(own)} for {_outline(spec)}"
+            )
+    return leaves
+
+
+def spread_over(tree: Any, spec: Spec, name: str) -> list[Any]:
+    """A value for each leaf of `spec`: one that stands above several counts for all of them.
+
+    Raises:
+        ValueError: `tree` is no tree like `spec`, nor the upper part of one.
+    """
+    leaves: list[Any] = []
+    if not _collect(tree, spec, leaves, prefix=True):
         raise ValueError(
-            f"`{name}` must have the tree structure of {other}  "
-            f"Got: {_outline(own)} for {_outline(spec)}"
+            f"`{name}` must have the tree structure of `params`, or of its upper part  "
+            f"Got: {_outline(flatten(tree)[1])} for {_outline(spec)}"
         )
     return leaves
+
+
+def present(leaves: list[Any], spec: Spec) -> Any:
+    """The tree of the leaves; where some are None, a dict path -> leaf of the others.
+
+    A state holds no None: `vmap` takes none, and distributed checkpoints lose it.
+    """
+    if all(leaf is not None for leaf in leaves):
+        if _is_flat(spec):
+            rows = zip(spec.context or (), leaves, strict=False)
+            return list(leaves) if spec.type is list else dict(rows)
+        return unflatten(leaves, spec)
+    return {p: x for p, x in zip(leaf_paths(spec), leaves, strict=True) if x is not None}
+
+
+def presented(tree: Any, spec: Spec, name: str, other: str) -> list[Any]:
+    """The leaves that `present` was given; ValueError where they are another tree's."""
+    if _is_flat(spec) and type(tree) is spec.type and len(tree) == spec.num_leaves:
+        if spec.type is list:
+            return list(tree)
+        if list(tree) == spec.context:
+            return list(tree.values())
+    leaves, own = flatten(tree)
+    if own == spec:
+        return leaves
+    if isinstance(tree, dict):
+        paths = leaf_paths(spec)
+        if set(tree) <= set(paths):
+            return [tree.get(path) for path in paths]
+    return leaves_like(tree, spec, name, other)
+
+
+def _is_flat(spec: Spec) -> bool:
+    """Whether it is the structure of a list or dict of leaves, which is read without a library."""
+    return spec.type in (list, dict) and spec.num_nodes == spec.num_leaves + 1
+
+
+def at_leaves(tree: Any, spec: Spec) -> list[Any]:
+    """What stands in `tree` where `spec` has its leaves: tensors, or whole nests."""
+    return spec.flatten_up_to(tree)
 
 
 def is_container(value: Any) -> bool:
@@ -57,9 +122,30 @@ def is_container(value: Any) -> bool:
     return isinstance(value, (dict, list, tuple))
 
 
-def _same_sequence(a: Spec, b: Spec) -> bool:
-    flat = (list, tuple)
-    return a.type in flat and b.type in flat and a.children() == b.children()
+def _part(key: Any) -> str:
+    return str(next(getattr(key, a) for a in ("key", "idx", "name") if hasattr(key, a)))
+
+
+def _collect(tree: Any, spec: Spec, found: list[Any], *, prefix: bool) -> bool:
+    """Append the leaves of `tree` in the order of `spec`; False where it has another structure."""
+    if not is_container(tree):
+        found += [tree] * spec.num_leaves
+        return prefix or spec.is_leaf()
+    if spec.is_leaf():
+        return False
+    children = spec.children()
+    keyed = isinstance(spec.type, type) and issubclass(spec.type, dict)
+    if isinstance(tree, dict) and keyed:
+        keys = list(unflatten(list(range(spec.num_leaves)), spec))
+        if set(keys) != set(tree):
+            return False
+        parts = [tree[key] for key in keys]
+    elif isinstance(tree, dict) or keyed or len(tree) != len(children):
+        return False
+    else:
+        parts = list(tree)
+    pairs = zip(parts, children, strict=True)
+    return all(_collect(part, child, found, prefix=prefix) for part, child in pairs)
 
 
 def _outline(spec: Spec) -> str:

@@ -1,6 +1,6 @@
-"""One pass of leaves through a row of links: what both homes do."""
+"""One pass of leaves through a row of links: what all homes do."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from ..data.plain import is_plain
-from ..data.tree import Leaves, Spec, flatten, is_container
-from .chunks import apply_elementwise
+from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
+from .chunks import Call, apply_elementwise
 
-Scope = Literal["element", "row", "tree"]
+Scope = Literal["element", "row", "leaf", "tree"]
 Phase = Literal["gradient", "step", "parameter"]
-State = Any
+State = dict[str, Any]  # of one link: tensors in dicts and lists
 PHASES: tuple[Phase, ...] = ("gradient", "step", "parameter")
 
 
@@ -26,18 +26,23 @@ class Run:
     param_ndim: int | None = -1
     plain: bool = False  # eager, no autograd, no functorch: memory may be reused and written
     writable: list[bool] = field(default_factory=list)  # leaf i is ours to write
+    extra: dict[str, Any] = field(default_factory=dict)  # named inputs: `value`, `grad`
+    name: str = ""  # of the link that runs, with the wrappers around it
+    first: int = 0  # the place of leaf 0 among all leaves, in an optimizer with several groups
 
 
 def run_links(
     links: Sequence[Any],
+    names: Sequence[str],
     leaves: Leaves,
     states: list[State],
     run: Run,
     values: list[dict[str, Any]],
     phase: Phase,
 ) -> tuple[Leaves, list[State]]:
-    """Put leaves through the links of one phase: what both homes do."""
+    """Put leaves through the links of one phase."""
     leaves, states, waiting = list(leaves), list(states), []
+    around = run.name
     for i, link in enumerate(links):
         if link.phase != phase:
             continue
@@ -47,11 +52,27 @@ def run_links(
             states[i] = link.tick(states[i])
             continue
         if waiting:
-            leaves, waiting = apply_elementwise(waiting, leaves, run.writable), []
+            leaves, waiting = elementwise(waiting, leaves, run.writable, run.spec), []
+        run.name = around + names[i]
         leaves, states[i] = link.apply(leaves, states[i], run, values[i])
     if waiting:
-        leaves = apply_elementwise(waiting, leaves, run.writable)
+        leaves = elementwise(waiting, leaves, run.writable, run.spec)
+    run.name = around
     return leaves, states
+
+
+def elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool], spec: Spec) -> Leaves:
+    """All leaves through elementwise functions; an error names the leaf."""
+    try:
+        return apply_elementwise(calls, leaves, writable)
+    except (TypeError, ValueError):
+        for i, leaf in enumerate(leaves):
+            try:
+                apply_elementwise(calls, [leaf], [False])
+            except (TypeError, ValueError) as error:
+                where = leaf_names(spec)[i]
+                raise type(error)(f"{error}  in `{where}`") from None
+        raise
 
 
 def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]]) -> bool:
@@ -62,3 +83,14 @@ def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]
             for value in own.values():
                 seen += flatten(value)[0] if is_container(value) else (value,)
     return is_plain(seen)
+
+
+def named_inputs(extra: Mapping[str, Any], run: Run) -> dict[str, Any]:
+    """The inputs that a link may ask for by name; a tree of gradients as its leaves."""
+    for name in extra:
+        if name not in ("value", "grad"):
+            raise TypeError(f"`{name}` must be `value` or `grad`  Got: {name}")
+    found = dict(extra)
+    if "grad" in found:
+        found["grad"] = leaves_like(found["grad"], run.spec, "grad", "`updates`")
+    return found

@@ -76,6 +76,8 @@ def adamw(
 ) -> GradientTransformation:
     """Make Adam with decoupled weight decay.
 
+    A decay of ``lr * weight_decay`` below 6e-8 is lost in float32, see `descend_and_decay`.
+
     Args:
         lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
             or a schedule.

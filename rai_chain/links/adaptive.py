@@ -5,7 +5,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise
+from ..core.define import elementwise
 from ..data.hyper import Fraction, Hyper, NonNegative, Range
 from .memory import average, begun, root, wide, zeros
 from .transforms import clamped, sign

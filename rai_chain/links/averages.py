@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise
+from ..core.define import elementwise
 from ..data.hyper import Bool, Decay
 from ..data.tree import Tree, flatten, leaves_like, unflatten
 from .memory import average, weight, wide, zeros

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise, rowwise, treewise
-from ..data.hyper import NonNegative, Number
+from ..core.define import elementwise, leafwise, rowwise, treewise
+from ..data.hyper import NonNegative, Number, Optional
 from ..data.tree import Tree, flatten, unflatten
-from .transforms import clamped, clip_by_norm, row_norm
+from ..kernels.norms import row_norm
+from .transforms import check_interval, clamped, clip_by_norm
 
 
 @elementwise
@@ -46,8 +47,8 @@ def zero_nans(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
     return torch.nan_to_num(grad, 0.0, math.inf, -math.inf, out=out)
 
 
-@treewise
-def clip_by_block_rms(leaves: list[Tensor], threshold: NonNegative) -> list[Tensor]:
+@leafwise
+def clip_by_block_rms(grad: Tensor, threshold: NonNegative) -> Any:
     """Scale each leaf whose root mean square exceeds `threshold` down to it.
 
     ``g * min(1, threshold / rms(g))``; a leaf inside the bound keeps its bits.
@@ -65,9 +66,8 @@ def clip_by_block_rms(leaves: list[Tensor], threshold: NonNegative) -> list[Tens
 
     Source: update clipping (Shazeer and Stern 2018, "Adafactor", arXiv 1804.04235).
     """
-    rows = [(leaf.reshape(1, -1), threshold * leaf.numel() ** 0.5) for leaf in leaves]
-    clipped = [clip_by_norm.function(row, bound) for row, bound in rows]
-    return [c.reshape(leaf.shape) for c, leaf in zip(clipped, leaves, strict=True)]
+    bound = threshold * grad.numel() ** 0.5
+    return clip_by_norm.function(grad.reshape(1, -1), bound).reshape(grad.shape)
 
 
 @rowwise
@@ -98,6 +98,42 @@ def adaptive_grad_clip(
     Normalization", arXiv 2102.06171.
     """
     return clip_by_norm.function(rows, clipping * row_norm(param, 2).clamp(min=eps))
+
+
+def _check_feasible(values: dict[str, Any]) -> None:
+    if values["low"] is None and values["high"] is None:
+        raise ValueError("`low` or `high` must be given  Got: None for both")
+    check_interval("low", values["low"], "high", values["high"])
+
+
+@elementwise(check=_check_feasible)
+def feasible(grad: Tensor, low: Optional = None, high: Optional = None, *, param: Tensor) -> Tensor:
+    """Zero each element whose descent would leave an interval; `update` needs `params`.
+
+    That is where the parameter is at `low`, or below, and the gradient is positive, or at `high`
+    and it is negative. In front of a selection the others then have its places.
+
+    Args:
+        low: lower bound, or None for none.
+        high: upper bound, or None for none; low <= high.
+
+    Raises:
+        ValueError: no bound is given, low > high, or no `params`.
+
+    Example:
+        >>> import torch
+        >>> tx, p = feasible(0.0, 1.0), torch.tensor([0.0, 0.0, 0.5, 1.0])
+        >>> tx.update(torch.tensor([1.0, -1.0, 1.0, -1.0]), (), params=p)[0]
+        tensor([ 0., -1.,  1.,  0.])
+
+    Source: the active set of SLIDE (Tramer and Boneh 2019, arXiv 1904.13000); gradient
+    projection (Rosen 1960).
+    """
+    if low is not None:
+        grad = torch.where((param <= low) & (grad > 0), 0, grad)
+    if high is not None:
+        grad = torch.where((param >= high) & (grad < 0), 0, grad)
+    return grad
 
 
 @treewise
@@ -168,5 +204,4 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
 
 def _norm_of_rows(parts: list[Tensor]) -> Tensor:
     """The Euclidean norm of each row, (N, 1), of which each tensor (N, D) has a part."""
-    norm: Tensor = row_norm(torch.cat([row_norm(part, 2) for part in parts], 1), 2)
-    return norm
+    return row_norm(torch.cat([row_norm(part, 2) for part in parts], 1), 2)

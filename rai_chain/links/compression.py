@@ -8,12 +8,12 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise, rowwise
+from ..core.define import elementwise, rowwise
 from ..data.hyper import Hyper, NonNegative, Range
 from ..data.random import uniform
+from ..kernels.norms import row_norm
 from ..kernels.select import keep_largest
 from .memory import wide
-from .transforms import row_norm
 
 Count = Annotated[Hyper, Range(0, whole=True)]
 Levels = Annotated[Hyper, Range(1, whole=True)]

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise, rowwise
+from ..core.define import elementwise, rowwise
 from ..data.hyper import Bool, Fraction, NonNegative, Number
 from ..kernels import sets, signs
 from ..kernels.select import keep_largest

@@ -1,5 +1,6 @@
 """torch's optimizers as pure functions: the step of a pipeline."""
 
+import functools
 import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable
@@ -12,12 +13,21 @@ from torch.autograd import forward_ad
 from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
 from torch.overrides import TorchFunctionMode
 
-from ..core.link import is_schedule, show
-from ..core.pipeline import Link
-from ..data.tree import Leaves, Spec, flatten
+from ..core.link import Link
+from ..data.hyper import evaluated, has_schedule, show
+from ..data.tree import Leaves, Spec, flatten, map_leaves
 from ..engine.run import Run, State
 
 _NATIVE = "use a native optimizer (`rai_chain.sgd`, `adam`, ...)"
+
+
+@functools.cache
+def _stay_outside_graphs() -> None:
+    """Say in a traced function why it stops here; not at import, which would bring the compiler."""
+    reason = f"Optimizer.step cannot be in a graph: {_NATIVE} there"
+    for name in ("evaluate", "apply"):
+        disable: Any = torch.compiler.disable
+        setattr(FromTorch, name, disable(getattr(FromTorch, name), reason=reason))
 
 
 class FromTorch(Link):
@@ -35,15 +45,15 @@ class FromTorch(Link):
     _scheduled: frozenset[str]
 
     def __new__(cls, kind: type[Optimizer], options: dict[str, Any]) -> "FromTorch":
-        self = super().__new__(cls)
+        _stay_outside_graphs()
+        self: FromTorch = super().__new__(cls)
         self.kind, self.options, self.name = kind, options, kind.__name__
-        self._scheduled = frozenset(k for k, v in options.items() if _has_schedule(v))
+        self.trees = frozenset({self.name})
+        self._scheduled = frozenset(k for k, v in options.items() if has_schedule(v))
         self._instance = self._build({})
         _check_independent(self._instance)
         group = self._instance.param_groups[0]
         self.values = {**{k: v for k, v in group.items() if k != "params"}, **options}
-        for name in ("resolve", "apply"):
-            setattr(self, name, _outside_graphs(getattr(self, name)))
         return self
 
     def __repr__(self) -> str:
@@ -65,7 +75,7 @@ class FromTorch(Link):
     def check_values(self, values: dict[str, Any]) -> None:
         """Let the constructor refuse what does not fit; what is traced cannot be read."""
         readable = {k: v for k, v in values.items() if not any(_traces(flatten(v)[0]))}
-        self._build({k: v for k, v in readable.items() if not _has_schedule(v)})
+        self._build({k: v for k, v in readable.items() if not has_schedule(v)})
 
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
         keys = set(state) if isinstance(state, dict) else set()
@@ -78,11 +88,14 @@ class FromTorch(Link):
                 f"Got: {len(leaves)}"
             )
 
-    def resolve(self, override: dict[str, Any], state: State) -> dict[str, Any]:
-        schedules = {k: self.options[k] for k in self._scheduled}
+    def with_values(self, values: dict[str, Any]) -> "FromTorch":
+        return FromTorch(self.kind, {**self.options, **values})
+
+    def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
         carried = _decode(state.get("group", {}), _same)
-        values = {**self.values, **carried, **schedules, **override}
-        scheduled = sorted(k for k, v in values.items() if _has_schedule(v))
+        mine = {k: v for k, v in carried.items() if values.get(k) is self.values.get(k)}
+        values = {**values, **mine}
+        scheduled = sorted(k for k, v in values.items() if has_schedule(v))
         if scheduled and "step" not in state:
             raise ValueError(
                 f"`{scheduled[0]}` must be given to {self!r} as a schedule before `init`, which "
@@ -90,11 +103,19 @@ class FromTorch(Link):
             )
         if scheduled:
             values = _at(values, state["step"])
-        if scheduled or override:
             self.check_values(values)
         return values
 
     # ------------------------------------------------------------------ state and step
+
+    def lacks(self, once: Any, values: dict[str, Any]) -> bool:
+        return bool(self._scheduled) and once is None
+
+    def columns(self, state: State, spec: Spec) -> dict[str, list[Any]]:
+        return {self.name: state[self.name]}
+
+    def with_columns(self, columns: dict[str, list[Any]], spec: Spec) -> State:
+        return {key: [own or {} for own in column] for key, column in columns.items()}
 
     def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
         tensors = [leaf.detach().clone() for leaf in leaves if leaf is not None]
@@ -104,7 +125,7 @@ class FromTorch(Link):
         if self._scheduled:
             state["step"] = torch.zeros((), dtype=torch.int64)
         own = (None if leaf is None else made.state.get(next(places)) for leaf in leaves)
-        state[self.name] = tuple(_encode(dict(s or {})) for s in own)
+        state[self.name] = [_encode(dict(s or {})) for s in own]
         named = inspect.signature(self.kind).parameters  # else it is no argument: it is state
         any_name = any(p.kind is p.VAR_KEYWORD for p in named.values())
         group = {} if any_name else made.param_groups[0]
@@ -148,10 +169,10 @@ class FromTorch(Link):
             with torch.no_grad():
                 optimizer.step()
         new_state = dict(state)
-        new_state[self.name] = tuple(
+        new_state[self.name] = [
             own if clone is None else _encode(dict(optimizer.state.get(clone, {})))
             for clone, own in zip(clones, state[self.name], strict=True)
-        )
+        ]
         if "step" in state:
             new_state["step"] = state["step"] + 1
         new = optimizer.param_groups[0]
@@ -223,30 +244,18 @@ def from_torch(kind: type[Optimizer], **options: Any) -> FromTorch:
     return FromTorch(kind, options)
 
 
-def _outside_graphs(method: Callable[..., Any]) -> Any:
-    reason = f"Optimizer.step cannot be in a graph: {_NATIVE} there"
-    return torch.compiler.disable(method, reason=reason)  # type: ignore[no-untyped-call]
-
-
 # ------------------------------------------------------------------ schedules and state
-
-
-def _has_schedule(value: Any) -> bool:
-    return is_schedule(value) or (isinstance(value, tuple) and any(map(is_schedule, value)))
 
 
 def _at(values: dict[str, Any], step: Tensor) -> dict[str, Any]:
     """The values with schedules evaluated, to numbers unless they are traced."""
 
-    def value(v: Any) -> Any:
-        if isinstance(v, tuple) and _has_schedule(v):
-            return tuple(map(value, v))
-        if not is_schedule(v):
-            return v
-        now = v(step)
-        return now.item() if isinstance(now, Tensor) and not any(_traces([now])) else now
+    def number(now: Any) -> Any:
+        read = isinstance(now, Tensor) and not any(_traces([now]))
+        return now.item() if read else now
 
-    return {k: value(v) for k, v in values.items()}
+    now = {k: evaluated(v, step) for k, v in values.items() if has_schedule(v)}
+    return {**values, **{k: map_leaves(number, v) for k, v in now.items()}}
 
 
 def _is_count(value: Any) -> bool:

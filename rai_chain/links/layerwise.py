@@ -5,24 +5,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.link import treewise
+from ..core.define import leafwise
 from ..core.pipeline import GradientTransformation
 from ..data.hyper import NonNegative
+from ..kernels.norms import row_norm
 from .descent import optimizer, penalty, scale_by_learning_rate
 from .moments import scale_by_adam
 from .momentum import trace
-from .transforms import row_norm
 
 
-@treewise
+@leafwise
 def scale_by_trust_ratio(
-    leaves: list[Tensor],
+    grad: Tensor,
     min_norm: NonNegative = 0.0,
     trust_coefficient: NonNegative = 1.0,
     eps: NonNegative = 0.0,
     *,
-    param: list[Tensor],
-) -> list[Tensor]:
+    param: Tensor,
+) -> Any:
     """Scale each leaf to the norm of its parameter; `update` needs `params`.
 
     ``u * trust_coefficient * norm(param) / (norm(u) + eps)``; u as it is where a norm is 0.
@@ -43,20 +43,14 @@ def scale_by_trust_ratio(
 
     Source: LARS (You et al. 2017, arXiv 1708.03888); optax's of the same name.
     """
-
-    def scaled(leaf: Tensor, param: Tensor) -> Tensor:
-        own, of_param = (_norm(x).clamp(min=min_norm) for x in (leaf, param))
-        zero = (own == 0) | (of_param == 0)
-        ratio = trust_coefficient * of_param / torch.where(zero, 1, own + eps)
-        return (leaf * torch.where(zero, 1, ratio)).to(leaf.dtype)
-
-    return [scaled(leaf, p) for leaf, p in zip(leaves, param, strict=True)]
+    own, of_param = (_norm(x).clamp(min=min_norm) for x in (grad, param))
+    zero = (own == 0) | (of_param == 0)
+    ratio = trust_coefficient * of_param / torch.where(zero, 1, own + eps)
+    return grad * torch.where(zero, 1, ratio)
 
 
-@treewise
-def scale_by_param_block_norm(
-    leaves: list[Tensor], min_scale: NonNegative = 1e-3, *, param: list[Tensor]
-) -> list[Tensor]:
+@leafwise
+def scale_by_param_block_norm(grad: Tensor, min_scale: NonNegative = 1e-3, *, param: Tensor) -> Any:
     """Multiply each leaf by the norm of its parameter; `update` needs `params`.
 
     Args:
@@ -73,14 +67,11 @@ def scale_by_param_block_norm(
 
     Source: the function of the same name in optax.
     """
-    pairs = zip(leaves, param, strict=True)
-    return [(leaf * _norm(p).clamp(min=min_scale)).to(leaf.dtype) for leaf, p in pairs]
+    return grad * _norm(param).clamp(min=min_scale)
 
 
-@treewise
-def scale_by_param_block_rms(
-    leaves: list[Tensor], min_scale: NonNegative = 1e-3, *, param: list[Tensor]
-) -> list[Tensor]:
+@leafwise
+def scale_by_param_block_rms(grad: Tensor, min_scale: NonNegative = 1e-3, *, param: Tensor) -> Any:
     """Multiply each leaf by the root mean square of its parameter; `update` needs `params`.
 
     Args:
@@ -97,14 +88,12 @@ def scale_by_param_block_rms(
 
     Source: Adafactor (Shazeer and Stern 2018, arXiv 1804.04235); optax's of the same name.
     """
-    sizes = [(_norm(p) / max(1, p.numel()) ** 0.5).clamp(min=min_scale) for p in param]
-    return [(leaf * size).to(leaf.dtype) for leaf, size in zip(leaves, sizes, strict=True)]
+    return grad * (_norm(param) / param.numel() ** 0.5).clamp(min=min_scale)
 
 
 def _norm(leaf: Tensor) -> Tensor:
     """The Euclidean norm of a leaf, 0-dim."""
-    norm: Tensor = row_norm(leaf.reshape(1, -1), 2).reshape(())
-    return norm
+    return row_norm(leaf.reshape(1, -1), 2).reshape(())
 
 
 def lamb(

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise
+from ..core.define import elementwise
 from ..data.hyper import Decay, NonNegative
 from .memory import average, begun, root, weight, wide, zeros
 
@@ -113,7 +113,13 @@ def scale_by_adamax(
     return mean / divisor, {"exp_avg": mean, "exp_inf": largest, "count": count}
 
 
-@elementwise(state=zeros("exp_avg", "exp_avg_sq", "mu_weight", counts=True))
+def _start_nadam(leaf: Tensor) -> dict[str, Tensor]:
+    started: dict[str, Tensor] = zeros("exp_avg", "exp_avg_sq", counts=True)(leaf)
+    product = torch.ones((), dtype=torch.float64, device=leaf.device)
+    return {**started, "mu_product": product}
+
+
+@elementwise(state=_start_nadam)
 def scale_by_nadam(
     grad: Tensor,
     beta1: Decay = 0.9,
@@ -126,7 +132,7 @@ def scale_by_nadam(
     """As `scale_by_adam`, with a mean that looks ahead and whose decay grows to `beta1`.
 
     The decay of step t is ``mu(t) = beta1 * (1 - 0.96**(t * momentum_decay) / 2)``; the state
-    has the weight of the mean, 1 minus the product of them.
+    has the product of them.
 
     Args:
         beta1: decay of the mean in the end, 0 <= beta1 < 1.
@@ -151,9 +157,9 @@ def scale_by_nadam(
     )
     mean = average(state["exp_avg"], grad, beta1)
     square = average(state["exp_avg_sq"], grad * grad, beta2)
-    summed = average(state["mu_weight"], torch.ones_like(grad), mu)
-    direction = (1 - mu) * grad / summed + ahead * mean / (1 - ahead * (1 - summed))
-    new = {"exp_avg": mean, "exp_avg_sq": square, "mu_weight": summed, "count": count}
+    product = mu * state["mu_product"]
+    direction = (1 - mu) / (1 - product) * grad + ahead / (1 - ahead * product) * mean
+    new = {"exp_avg": mean, "exp_avg_sq": square, "mu_product": product, "count": count}
     return direction / (root(square / weight(beta2, count)) + eps), new
 
 

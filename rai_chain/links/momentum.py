@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.link import elementwise
+from ..core.define import elementwise
 from ..data.hyper import Bool, Decay, NonNegative, Number
 from .memory import average, wide, zeros
 from .transforms import sign

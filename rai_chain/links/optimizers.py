@@ -261,6 +261,8 @@ def lion(
 ) -> GradientTransformation:
     """Make Lion, with decoupled weight decay.
 
+    A decay of ``lr * weight_decay`` below 6e-8 is lost in float32, see `descend_and_decay`.
+
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.

@@ -13,8 +13,9 @@ from typing import Any
 
 from torch import Tensor
 
-from ..core.link import Factory, elementwise, rowwise
-from ..data.hyper import NonNegative, Optional
+from ..core.define import elementwise, rowwise
+from ..core.link import Factory
+from ..data.hyper import Bound, NonNegative, Optional
 from ..data.tree import Tree
 from ..kernels import sets
 from .transforms import check_interval, clamped
@@ -30,7 +31,7 @@ def _check_box(values: dict[str, Any]) -> None:
 
 @elementwise(phase="parameter", check=_check_box)
 def box(
-    param: Tensor, low: Optional = None, high: Optional = None, *, out: Tensor | None = None
+    param: Tensor, low: Bound = None, high: Bound = None, *, out: Tensor | None = None
 ) -> Tensor:
     """Keep each element in [low, high].
 

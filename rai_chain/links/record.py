@@ -7,41 +7,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.pipeline import Link
-from ..core.wrapper import Inner, Wrapper
+from ..core.wrapper import Wrapper
 from ..data.hyper import Range
 from ..data.tree import Leaves, Spec, Tree, flatten, unflatten
 from ..engine.run import Run, State
+from ..kernels.norms import row_norm
 
 
 class Record(Wrapper):
     """See `record`."""
 
     label = "record"
+    once = frozenset({"record"})
 
-    def __new__(cls, inners: Inner, **options: Any) -> Any:
-        self = super().__new__(cls, inners, **options)
-        self.keeps = (options["name"],)
-        return self
-
-    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
+    def begin(self, leaves: Leaves, spec: Spec) -> State:
         device = next((leaf.device for leaf in leaves if leaf is not None), "cpu")
         size = (self.options["capacity"],)
         empty = torch.full(size, math.nan, dtype=torch.float32, device=device)
-        return {self.options["name"]: empty}
+        return {"record": {self.options["name"]: empty}}
 
     def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
         name, capacity = self.options["name"], self.options["capacity"]
-        value, history = self.options["fn"](unflatten(list(leaves), run.spec)), state[name]
+        value = self.options["fn"](unflatten(list(leaves), run.spec))
+        history = state["record"][name]
         value = torch.as_tensor(value, dtype=history.dtype, device=history.device)
         here = torch.arange(capacity, device=history.device) == state["step"] % capacity
         new = torch.where(here, value.detach(), history)
-        return list(leaves), {"inner": state["inner"], name: new}
+        return list(leaves), {"inner": state["inner"], "record": {name: new}}
 
 
-def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Link:
+def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Record:
     """Keep a statistic of what passes, one number a step, in the state; see `records`.
 
     Args:
@@ -64,9 +61,11 @@ def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Link:
     Source: this library.
     """
     Range(1, static=True, whole=True).check("capacity", capacity)
-    if name in ("inner", "step"):
-        raise ValueError(f"`name` must not be 'inner' or 'step'  Got: {name!r}")
-    made: Link = Record({}, name=name, fn=fn, capacity=capacity)
+    if not isinstance(name, str):
+        raise TypeError(f"`name` must be a string  Got: {name!r}")
+    if not callable(fn):
+        raise TypeError(f"`fn` must be a function of updates  Got: {fn!r}")
+    made: Record = Record({}, name=name, fn=fn, capacity=capacity)
     return made
 
 
@@ -90,9 +89,9 @@ def records(state: State) -> dict[str, Tensor]:
 
     Source: this library.
     """
-    if isinstance(state, dict) and state.get("inner") == {} and "step" in state:
-        (name,) = set(state) - {"inner", "step"}
-        values, step = state[name], int(state["step"])
+    if isinstance(state, dict) and isinstance(state.get("record"), dict) and "step" in state:
+        ((name, values),) = state["record"].items()
+        step = int(state["step"])
         return {name: values[:step] if step <= len(values) else values.roll(-(step % len(values)))}
     parts = state.values() if isinstance(state, dict) else state
     found: dict[str, Tensor] = {}
@@ -114,15 +113,12 @@ def global_norm(tree: Tree) -> Tensor:
 
     Source: the function of the same name in optax.
     """
-    norms: list[Tensor] = [
-        torch.linalg.vector_norm(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
-        for leaf in flatten(tree)[0]
-        if leaf is not None
-    ]
-    if not norms:
+    leaves = [leaf for leaf in flatten(tree)[0] if leaf is not None]
+    if not leaves:
         return torch.zeros((), dtype=torch.float32, device="cpu")
-    total: Tensor = torch.linalg.vector_norm(torch.stack(norms))
-    return total
+    norms = torch.cat([row_norm(leaf.reshape(1, -1), 2) for leaf in leaves], 1)
+    double = any(leaf.dtype == torch.float64 for leaf in leaves)
+    return row_norm(norms, 2).reshape(()).to(torch.float64 if double else torch.float32)
 
 
 def sparsity(tree: Tree) -> Tensor:

@@ -5,17 +5,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.link import elementwise, rowwise, treewise
+from ..core.define import elementwise, rowwise, treewise
 from ..data.hyper import (
+    Bound,
     Fraction,
     NonNegative,
     NormOrder,
     Number,
-    Optional,
     StaticNumber,
     StaticOptional,
 )
-from ..data.random import normal, uniform
+from ..data.random import uniform
 from ..kernels import signs
 from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
@@ -75,7 +75,7 @@ def top_q(
     return keep_largest(rows, kept(q, rows.shape[1]), out=out)
 
 
-def _check_bounds(values: dict[str, Any]) -> None:
+def check_bounds(values: dict[str, Any]) -> None:
     low, high = values["clamp_min"], values["clamp_max"]
     if low is None and high is None:
         raise ValueError("`clamp_min` or `clamp_max` must be given  Got: None for both")
@@ -100,11 +100,11 @@ def clamped(x: Tensor, low: Any, high: Any, out: Tensor | None = None) -> Tensor
     return torch.clamp(x, low, high, out=out)
 
 
-@elementwise(check=_check_bounds)
+@elementwise(check=check_bounds)
 def clamp(
     grad: Tensor,
-    clamp_min: Optional = None,
-    clamp_max: Optional = None,
+    clamp_min: Bound = None,
+    clamp_max: Bound = None,
     *,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -368,32 +368,3 @@ def centralize(rows: Tensor) -> Tensor:
     Source: Yong et al. 2020, "Gradient Centralization", arXiv 2004.01461.
     """
     return rows - rows.mean(1, keepdim=True) if rows.shape[1] > 1 else rows
-
-
-@elementwise
-def add_noise(
-    grad: Tensor, eta: NonNegative, gamma: NonNegative = 0.55, *, key: Tensor, step: Tensor
-) -> Tensor:
-    """Add normal noise of variance eta / (1 + step)**gamma, a function of (seed, step, leaf).
-
-    Args:
-        eta: variance at the first step, >= 0.
-        gamma: how fast it decays, >= 0.
-        seed: an integer.
-
-    Raises:
-        ValueError: a value is negative.
-
-    Example:
-        >>> import torch
-        >>> tx = add_noise(eta=0.0)
-        >>> tx.update(torch.ones(2), tx.init(torch.ones(2)))[0]
-        tensor([1., 1.])
-
-    Source: Neelakantan et al. 2015, "Adding Gradient Noise Improves Learning for Very Deep
-    Networks", arXiv 1511.06807.
-    """
-    deviation = (eta / (1.0 + step.double()) ** gamma) ** 0.5
-    noise = normal(key, tuple(grad.shape)).to(torch.promote_types(grad.dtype, torch.float32))
-    noisy: Tensor = grad + deviation * noise
-    return noisy

@@ -1,140 +1,18 @@
-"""Combinators: transformations around transformations, with optax's names and meanings.
+"""Combinators: pipelines applied at some times, or with a memory; see parts.py for some leaves."""
 
-Each is a link, so it may stand anywhere in a chain; the hyperparameters of what it wraps are its
-own. Decisions are `torch.where` on tensors: no read on the host, right under `vmap`.
-"""
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from ..core.chain import chain
-from ..core.link import show
-from ..core.pipeline import GradientTransformation, Link
-from ..core.wrapper import Inner, Wrapper, both, choose, zeros
-from ..data.checks import add
+from ..core.pipeline import GradientTransformation
+from ..core.wrapper import Wrapper, both, choose, device_of, remember, zeros
 from ..data.hyper import Flag, Range
-from ..data.tree import Leaves, Spec, Tree, flatten, leaf_names, leaves_like, unflatten
-from ..engine.run import Run, State
-
-# ------------------------------------------------------------------ which leaves
-
-
-class Masked(Wrapper):
-    """See `masked`."""
-
-    label = "masked"
-    ticks = False
-
-    def chosen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool]:
-        mask = self.options["mask"]
-        tree = mask(unflatten(list(leaves), spec)) if callable(mask) else mask
-        return [bool(flag) for flag in leaves_like(tree, spec, "mask", "`params`")]
-
-    def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
-    ) -> tuple[Leaves, State]:
-        out = both(add, run.params or [], leaves) if self.phase == "step" else list(leaves)
-        results, inner = self.through("", leaves, state, run, values)
-        for i, result in zip(self.part("", leaves, run).places, results, strict=True):
-            out[i] = result
-        return out, {"inner": {"": inner}}
-
-
-def masked(inner: GradientTransformation, mask: Tree | Callable[[Tree], Tree]) -> Link:
-    """Apply a transformation to some leaves only; the others pass, and get no state.
-
-    Args:
-        inner: any pipeline.
-        mask: a tree of bools like the params, or a function that makes one of a tree like them.
-
-    Raises:
-        ValueError: the mask is no tree like the params.
-
-    Example:
-        >>> import torch
-        >>> from rai_chain import scale
-        >>> tx = masked(scale(0.0), {"w": True, "b": False})
-        >>> g = {"w": torch.ones(2), "b": torch.ones(1)}
-        >>> tx.update(g, tx.init(g))[0]
-        {'w': tensor([0., 0.]), 'b': tensor([1.])}
-
-    Source: the function of the same name in optax.
-    """
-    made: Link = Masked({"": chain(inner)}, mask=mask)
-    return made
-
-
-class Partition(Wrapper):
-    """See `partition`."""
-
-    label = "partition"
-    ticks = False
-
-    def __repr__(self) -> str:
-        parts = ", ".join(f"{k[:-1]!r}: {t!r}" for k, t in self.inners.items())
-        return f"partition({{{parts}}}, labels={show(self.options['labels'])})"
-
-    def labels(self, spec: Spec) -> list[Any]:
-        given = self.options["labels"]
-        labels = (
-            [given(name) for name in leaf_names(spec)]
-            if callable(given)
-            else list(leaves_like(given, spec, "labels", "`params`"))
-        )
-        known = {prefix[:-1] for prefix in self.inners}
-        for label in labels:
-            if label is not None and str(label) not in known:
-                raise ValueError(
-                    f"`labels` must be among {', '.join(sorted(known))}  Got: {label!r}"
-                )
-        return labels
-
-    def chosen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool]:
-        return [f"{label}." == prefix for label in self.labels(spec)]
-
-    def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
-    ) -> tuple[Leaves, State]:
-        out, inner = list(run.params or [] if self.phase == "step" else leaves), {}
-        for prefix in self.inners:
-            results, inner[prefix] = self.through(prefix, leaves, state, run, values)
-            for i, result in zip(self.part(prefix, leaves, run).places, results, strict=True):
-                out[i] = result
-        return out, {"inner": inner}
-
-
-def partition(
-    transforms: Mapping[str, GradientTransformation], labels: Tree | Callable[[str], str]
-) -> Link:
-    """Apply a transformation to each leaf according to its label.
-
-    Args:
-        transforms: label -> pipeline; its hyperparameters get the keys ``<label>.<name>``.
-        labels: a tree of labels like the params, or a function of the leaf's path, such as
-            ``"['layer']['bias']"``.
-
-    Raises:
-        ValueError: a label without a pipeline, or no tree like the params.
-
-    Example:
-        >>> import torch
-        >>> from rai_chain import scale
-        >>> tx = partition(
-        ...     {"slow": scale(0.1), "fast": scale(2.0)},
-        ...     lambda path: "slow" if "bias" in path else "fast",
-        ... )
-        >>> g = {"weight": torch.ones(2), "bias": torch.ones(1)}
-        >>> tx.update(g, tx.init(g))[0]
-        {'weight': tensor([2., 2.]), 'bias': tensor([0.1000])}
-
-    Source: the function of the same name in optax.
-    """
-    made: Link = Partition({f"{k}.": chain(t) for k, t in transforms.items()}, labels=labels)
-    return made
-
+from ..data.tree import Leaves, Spec, Tree, present, unflatten
+from ..engine.function import column_of
+from ..engine.run import Phase, Run, State
 
 # ------------------------------------------------------------------ when
 
@@ -145,36 +23,29 @@ class ApplyIfFinite(Wrapper):
     label = "apply_if_finite"
     own: ClassVar = {"max_consecutive_errors": Range(0.0)}
     ticks = False
-    keeps = ("notfinite_count", "total_notfinite")
+    once = frozenset({"notfinite_count", "total_notfinite"})
 
-    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
-        device = next((leaf.device for leaf in leaves if leaf is not None), None)
-        zero = torch.zeros((), dtype=torch.int64, device=device)
+    def begin(self, leaves: Leaves, spec: Spec) -> State:
+        zero = torch.zeros((), dtype=torch.int64, device=device_of(leaves))
         return {"notfinite_count": zero, "total_notfinite": zero.clone()}
 
     def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
         flags = [leaf.isfinite().all() for leaf in leaves if leaf is not None]
         zero = torch.zeros_like(state["notfinite_count"])
         finite = torch.stack(flags).all() if flags else zero == 0
         count = torch.where(finite, zero, zero + state["notfinite_count"] + 1)
         accept = finite | (count > own["max_consecutive_errors"])
-        new, inner = self.through("", leaves, state, run, values)
-        old = (
-            run.params or []
-            if self.phase == "step"
-            else [None if leaf is None else torch.zeros_like(leaf) for leaf in leaves]
-        )
-        out = both(lambda a, b: torch.where(accept, a, b), new, old)
-        return out, {
-            "inner": {"": choose(accept, inner, state["inner"][""])},
+        new, inside = self.through(leaves, state, run, values)
+        return choose(accept, new, self.idle(leaves, run)), {
+            "inner": {"": choose(accept, inside, state["inner"][""])},
             "notfinite_count": count,
             "total_notfinite": state["total_notfinite"] + ~finite,
         }
 
 
-def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Any) -> Link:
+def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Any) -> Wrapper:
     """Apply a transformation unless a gradient has NaN or inf: then nothing moves.
 
     The updates are zero (the parameters stay, where `inner` steps) and the state of `inner` is
@@ -197,7 +68,7 @@ def apply_if_finite(inner: GradientTransformation, max_consecutive_errors: Any) 
 
     Source: the function of the same name in optax.
     """
-    made: Link = ApplyIfFinite({"": chain(inner)}, max_consecutive_errors=max_consecutive_errors)
+    made: Wrapper = ApplyIfFinite(chain(inner), max_consecutive_errors=max_consecutive_errors)
     return made
 
 
@@ -207,24 +78,32 @@ class Conditionally(Wrapper):
     label = "conditionally"
 
     def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        condition = self.options["predicate"](unflatten(list(leaves), run.spec), state["step"])
-        condition = torch.as_tensor(condition)
-        new, inner = self.through("", leaves, state, run, values)
-        old = both(add, run.params or [], leaves) if self.phase == "step" else leaves
-        out = both(lambda a, b: torch.where(condition, a, b), new, old)
-        return out, {"inner": {"": choose(condition, inner, state["inner"][""])}}
+        said = self.options["predicate"](unflatten(list(leaves), run.spec), state["step"])
+        condition = torch.as_tensor(said, device=device_of(leaves))
+        if condition.ndim:
+            raise ValueError(
+                f"`predicate` must return one bool, a 0-dim tensor  "
+                f"Got: shape {tuple(condition.shape)}"
+            )
+        new, inside = self.through(leaves, state, run, values)
+        return choose(condition, new, self.passed(leaves, run)), {
+            "inner": {"": choose(condition, inside, state["inner"][""])}
+        }
 
 
 def conditionally(
     inner: GradientTransformation, predicate: Callable[[Tree, Tensor], Tensor]
-) -> Link:
+) -> Wrapper:
     """Apply a transformation where a predicate holds; elsewhere updates pass as they are.
 
     Args:
         inner: any pipeline; its state moves only where the predicate holds.
         predicate: ``(updates, step) -> 0-dim bool tensor``; it is traced, never read.
+
+    Raises:
+        TypeError: `predicate` is no function.
 
     Example:
         >>> import torch
@@ -238,7 +117,9 @@ def conditionally(
 
     Source: `conditionally_transform` in optax.
     """
-    made: Link = Conditionally({"": chain(inner)}, predicate=predicate)
+    if not callable(predicate):
+        raise TypeError(f"`predicate` must be a function  Got: {predicate!r}")
+    made: Wrapper = Conditionally(chain(inner), predicate=predicate)
     return made
 
 
@@ -247,37 +128,47 @@ class Accumulate(Wrapper):
 
     label = "accumulate"
     own: ClassVar = {"every_k": Range(1.0, whole=True)}
-    keeps = ("sum",)
+    ticks = False
+    trees = frozenset({"sum", "count"})
+    once = frozenset({"gathered"})
 
-    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
-        return {"sum": zeros(leaves, spec)}
+    def begin(self, leaves: Leaves, spec: Spec) -> State:
+        zero = torch.zeros((), dtype=torch.int64, device=device_of(leaves))
+        counts: Leaves = [None if leaf is None else zero.clone() for leaf in leaves]
+        return {"sum": zeros(leaves, spec), "count": present(counts, spec), "gathered": zero}
 
     def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        every = own["every_k"]
-        total = both(torch.add, flatten(state["sum"])[0], leaves)
-        done = (state["step"] + 1) % every == 0
-        share = 1.0 / every if self.options["reduce"] == "mean" else 1.0
-        sent = [None if t is None else (t * share).to(t.dtype) for t in total]
-        new, inner = self.through("", sent, state, run, values)
-        old = run.params or [] if self.phase == "step" else flatten(zeros(leaves, run.spec))[0]
-        out = both(lambda a, b: torch.where(done, a, b), new, old)
-        kept = both(lambda a, b: torch.where(done, torch.zeros_like(a), a), total, total)
-        return out, {
-            "inner": {"": choose(done, inner, state["inner"][""])},
-            "sum": unflatten(kept, run.spec),
+        total = remember(torch.add, column_of(state, "sum", run.spec), leaves)
+        count = remember(lambda n, _: n + 1, column_of(state, "count", run.spec), leaves)
+        gathered = state["gathered"] + 1
+        done = gathered >= own["every_k"]
+        mean = self.options["reduce"] == "mean"
+        shares = both(lambda t, n: t / n.clamp(min=1) if mean else t, total, count)
+        sent = both(lambda t, leaf: t.to(leaf.dtype), shares, leaves)
+        new, inside = self.through(sent, state, run, values)
+        left = [
+            remember(lambda kept, _: torch.where(done, 0, kept), kept, leaves)
+            for kept in (total, count)
+        ]
+        return choose(done, new, self.idle(leaves, run)), {
+            "inner": {"": choose(done, inside, state["inner"][""])},
+            "sum": present(left[0], run.spec),
+            "count": present(left[1], run.spec),
+            "gathered": torch.where(done, 0, gathered),
         }
 
 
-def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean") -> Link:
+def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean") -> Wrapper:
     """Gather gradients over `every_k` calls, then apply a transformation to their mean or sum.
 
-    In between the updates are zero (the parameters stay, where `inner` steps).
+    In between the updates are zero (the parameters stay, where `inner` steps). The sum is kept in
+    float32 where the gradients are of a half type; a gradient that is None counts for nothing.
 
     Args:
         inner: any pipeline.
-        every_k: calls to gather, >= 1.
+        every_k: calls to gather, >= 1. Where it changes, the mean is that of what was gathered.
         reduce: "mean" or "sum".
 
     Raises:
@@ -295,7 +186,7 @@ def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean"
     Source: `MultiSteps` in optax.
     """
     Flag(("mean", "sum")).check("reduce", reduce)
-    made: Link = Accumulate({"": chain(inner)}, every_k=every_k, reduce=reduce)
+    made: Wrapper = Accumulate(chain(inner), every_k=every_k, reduce=reduce)
     return made
 
 
@@ -307,22 +198,25 @@ class ErrorFeedback(Wrapper):
 
     label = "error_feedback"
     ticks = False
-    keeps = ("error",)
+    trees = frozenset({"error"})
 
-    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
+    def begin(self, leaves: Leaves, spec: Spec) -> State:
         return {"error": zeros(leaves, spec)}
 
     def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        whole = both(torch.add, leaves, flatten(state["error"])[0])
-        out, inner = self.through("", whole, state, run, values)
-        error = both(torch.sub, whole, out)
-        return out, {"inner": {"": inner}, "error": unflatten(error, run.spec)}
+        whole = remember(torch.add, column_of(state, "error", run.spec), leaves)
+        sent = both(lambda x, leaf: x.to(leaf.dtype), whole, leaves)
+        out, inside = self.through(sent, state, run, values)
+        error = remember(torch.sub, whole, out)
+        return out, {"inner": {"": inside}, "error": present(error, run.spec)}
 
 
-def error_feedback(inner: GradientTransformation) -> Link:
+def error_feedback(inner: GradientTransformation) -> Wrapper:
     """Add next time what a transformation dropped this time.
+
+    What was dropped is kept in float32 where the gradients are of a half type.
 
     Args:
         inner: gradient links that compress: `top_q`, or `sign` and a scale.
@@ -343,7 +237,7 @@ def error_feedback(inner: GradientTransformation) -> Link:
     Source: Lin et al. 2017, "Deep Gradient Compression", arXiv 1712.01887; Karimireddy et al.
     2019, "Error Feedback Fixes SignSGD", arXiv 1901.09847.
     """
-    made: Link = ErrorFeedback({"": chain(inner)})
+    made: Wrapper = ErrorFeedback(chain(inner))
     if made.phase != "gradient":
         raise ValueError(f"`inner` must have gradient links only  Got: {inner!r}")
     return made
@@ -354,32 +248,29 @@ class Lookahead(Wrapper):
 
     label = "lookahead"
     own: ClassVar = {"sync_period": Range(1.0, whole=True), "slow_step_size": Range(0.0, 1.0)}
-    keeps = ("slow",)
+    trees = frozenset({"slow"})
 
-    def __new__(cls, inners: Inner, **options: Any) -> Any:
-        self = super().__new__(cls, inners, **options)
-        self.phase, self.needs_params = "step", True
-        return self
+    def common_phase(self, phases: set[Phase]) -> Phase:
+        return "step"
 
-    def begin(self, leaves: Leaves, spec: Spec) -> dict[str, Any]:
+    def begin(self, leaves: Leaves, spec: Spec) -> State:
         copies: Leaves = [None if leaf is None else leaf.detach().clone() for leaf in leaves]
-        return {"slow": unflatten(copies, spec)}
+        return {"slow": present(copies, spec)}
 
     def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any], **own: Any
+        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        fast, inner = self.through("", leaves, state, run, values)
-        slow = flatten(state["slow"])[0]
+        fast, inside = self.through(leaves, state, run, values)
+        slow, rate = column_of(state, "slow", run.spec), own["slow_step_size"]
         sync = (state["step"] + 1) % own["sync_period"] == 0
-        rate = own["slow_step_size"]
-        met = both(lambda s, f: torch.where(sync, (s + rate * (f - s)).to(s.dtype), s), slow, fast)
-        out = both(lambda m, f: torch.where(sync, m, f), met, fast)
-        return out, {"inner": {"": inner}, "slow": unflatten(met, run.spec)}
+        moved = remember(lambda s, f: (s + rate * (f - s)).to(s.dtype), slow, fast)
+        met = choose(sync, moved, slow)
+        return choose(sync, met, fast), {"inner": {"": inside}, "slow": present(met, run.spec)}
 
 
 def lookahead(
     inner: GradientTransformation, sync_period: Any = 6, slow_step_size: Any = 0.5
-) -> Link:
+) -> Wrapper:
     """Let fast parameters run, and every `sync_period` steps move slow ones towards them.
 
     Args:
@@ -404,7 +295,5 @@ def lookahead(
     Source: Zhang et al. 2019, "Lookahead Optimizer: k steps forward, 1 step back",
     arXiv 1907.08610.
     """
-    made: Link = Lookahead(
-        {"": chain(inner)}, sync_period=sync_period, slow_step_size=slow_step_size
-    )
+    made: Wrapper = Lookahead(chain(inner), sync_period=sync_period, slow_step_size=slow_step_size)
     return made

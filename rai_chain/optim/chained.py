@@ -1,47 +1,39 @@
 """Several transforms as one optimizer: classes, partials of them and pure links, mixed."""
 
-from collections import Counter
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
-import torch
+import torchopt.base
+from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from ..core.chain import as_links, check_order, link_names
-from ..core.link import UNSET, FunctionLink
-from ..core.pipeline import Link
-from ..links.descent import add_updates, descend_and_decay, scale_by_learning_rate
+from ..core.link import UNSET, FunctionLink, Link
+from ..core.pipeline import MAKERS, GradientTransformation
+from ..links.descent import add_updates
 from ..links.from_torch import FromTorch
 from ..links.transforms import scale_bias
-from .adapter import Aside, ParamTransformingOptimizer, builds
-from .slots import (
-    CHAIN_KEYS,
-    Group,
-    Hooks,
-    Slot,
-    evaluated,
-    group_keys,
-    has_schedule,
-    scales,
-    slots_of_links,
-)
+from .adapter import ParamTransformingOptimizer
+from .hooks import hooks_of
+from .inner import Aside, builds
+from .layout import OWN, Entry
+from .states import Group
 from .step import StepOptimizer
 
 
 class LinkMember(ParamTransformingOptimizer):
-    """What stands in `_chain` for a pure link: it shares the chain's groups and state."""
+    """What stands in `_chain` for a pure pipeline: it shares the chain's groups and state."""
 
-    def __init__(self, slots: list[Slot], inner: Optimizer) -> None:
-        self._pure = slots
+    def __init__(self, entries: list[Entry], inner: Optimizer) -> None:
+        self._pure = entries
         super().__init__(InnerOpt=inner)
 
-    def _links(self) -> list[Slot]:
+    def _members(self, params: Any) -> list[Entry]:
         return self._pure
 
     @property
     def _label(self) -> str:
-        return " ○ ".join(slot.link.name for slot in self._pure[::-1])
+        return " ○ ".join(entry.link.name for entry in self._pure[::-1])
 
 
 class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
@@ -59,7 +51,8 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     Args:
         *transforming_optimizers: classes of `rai_chain.optim` or one's own, partials of them,
             links and chains, mixed.
-        params: parameters, or dicts that define param groups.
+        params: parameters, or dicts that define param groups; the last positional argument
+            where they are not given by name.
         InnerOpt: a torch optimizer class, a partial of one, or an instance.
         param_ndim: dimensions of one row, see `rai_chain.to_batch`. Per group; a member's own
             value wins.
@@ -134,7 +127,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
     """
 
     _parts: tuple[Any, ...]
-    _scheduled: Group  # the schedules of `from_torch`, by param-group key
+    _qualifies = True
 
     def __init__(
         self,
@@ -148,8 +141,13 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         compile: bool = False,
         **inner_opt_kwargs: Any,
     ) -> None:
-        self._parts, self._scheduled = transforming_optimizers, {}
-        for link, name in zip(*_links_of(transforming_optimizers), strict=True):
+        if params is None and transforming_optimizers and _are_params(transforming_optimizers[-1]):
+            *parts, params = transforming_optimizers  # as code calls it that was given a partial
+            transforming_optimizers = tuple(parts)
+        self._parts = transforming_optimizers
+        links = _links_of(transforming_optimizers)
+        self._shared = frozenset().union(*(getattr(p, "shared", ()) for p in self._parts))
+        for link, name in links:
             if link.phase == "step":
                 if InnerOpt is not SGD or inner_opt_kwargs:
                     given = ", ".join(inner_opt_kwargs) or repr(InnerOpt)
@@ -157,11 +155,14 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
                         f"`InnerOpt` and its arguments must be left out, as {link!r} steps  "
                         f"Got: {given}"
                     )
-                InnerOpt, self._scheduled = _inner_of(link, name)
-                defaults = {**self._scheduled, **(defaults or {})}
-        if InnerOpt is SGD and any(map(descends, _links_of(transforming_optimizers)[0])):
+                if isinstance(link, FromTorch):
+                    InnerOpt, inner_opt_kwargs = link.kind, dict(link.options)
+                else:
+                    keys = {n: f"{name}.{n}" if n in OWN else n for n in link.values}
+                    InnerOpt = partial(StepOptimizer, link=link, keys=keys, name=name)
+        if InnerOpt is SGD and any(link.updates for link, _ in links):
             if not inner_opt_kwargs:
-                InnerOpt = partial(StepOptimizer, link=add_updates(), keys={})
+                InnerOpt = partial(StepOptimizer, link=add_updates(), name=ADDS)
             elif not inner_opt_kwargs.get("maximize"):
                 raise ValueError(
                     "`maximize` must be True in an `InnerOpt` behind links that make updates to "
@@ -179,77 +180,64 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
             **inner_opt_kwargs,
         )
 
-    def _members(self, params: Any) -> list[Slot]:
+    def _members(self, params: Any) -> list[Entry]:
         """Build each member beside the shared groups, then let it share them."""
         chain: list[ParamTransformingOptimizer] = []
-        slots: list[Slot] = []
+        entries: list[Entry] = []
         for place, part in enumerate(self._parts):
             aside = Aside([dict(group) for group in self.param_groups])
             if builds(part, ParamTransformingOptimizer):
                 member = part(params, InnerOpt=aside, defaults={})
-            elif pure := slots_of_links(part, place):
+                entries += _entries_of(member, getattr(part, "keywords", {}))
+            elif pure := _pure_entries(part, place):
                 member = LinkMember(pure, aside)
+                entries += pure
             else:
                 continue
-            slots += _slots_of_member(member, getattr(part, "keywords", {}))
             chain.append(member)
         del self._parts
         self._chain = tuple(chain)
-        return slots
-
-    def _lay_out(self, slots: list[Slot]) -> list[Slot]:
-        super()._lay_out(slots)
-        reserved = self._inner_keys | CHAIN_KEYS
-        counts = Counter(bare for slot in slots for bare in slot.bare.values())
-        for slot in slots:
-            for name, bare in slot.bare.items():
-                shared = counts[bare] > 1 or bare in reserved
-                slot.keys[name] = f"{slot.name}.{bare}" if shared else bare
-        keys = [key for slot in slots for key in slot.keys.values()]
-        mistakable = {key for s in slots for b in s.answers for key in (b, f"{s.name}.{b}")}
-        self._refused = sorted(mistakable - reserved - set(keys))
-        self._watch(slots, self._scheduled)
-        for slot in slots:
-            for name, key in slot.keys.items():
-                if name not in slot.defaults:
-                    continue
-                value = self.defaults.setdefault(key, slot.defaults[name])
-                for group in self.param_groups:
-                    group.setdefault(key, value)
-        for member in self._chain:
-            member.inner_opt, member._owner = self.inner_opt, self
-            member.__setstate__(self.inner_opt.__getstate__())
-        return slots
+        self._adopt()
+        return entries
 
     @property
     def _title(self) -> str:
         return " ○ ".join(member._label for member in self._chain[::-1])
 
 
-def _slots_of_member(member: ParamTransformingOptimizer, keywords: Group) -> list[Slot]:
-    """The slots of a finished member, with its values as defaults and its own scale and bias."""
+ADDS = ".adds"  # the name of the link that adds updates where there is no inner optimizer
+
+
+def _pure_entries(part: Any, place: int = 0) -> list[Entry]:
+    """The entries of a pure pipeline; a link that steps is none."""
+    links = as_links(part, place)
+    given = getattr(part, "given", (None,) * len(links))
+    rows = zip(links, given, strict=True)
+    return [Entry(link, tuple(link.values), name) for link, name in rows if link.phase != "step"]
+
+
+def _entries_of(member: ParamTransformingOptimizer, keywords: Group) -> list[Entry]:
+    """The entries of a finished member, with its own rows, scale and bias."""
     rows = keywords.get("param_ndim", UNSET)
-    slots = member._slots
-    if member._running is not slots:
-        names = {key for slot in slots for key in slot.keys.values()} | member.defaults.keys()
-        names -= CHAIN_KEYS | member._inner_keys
-        slots = [Slot(Hooks(member, "gradient", names, rows), {n: n for n in names})]
-    for slot in slots:
-        if rows is not UNSET and isinstance(slot.link, FunctionLink):
-            slot.link = slot.link.with_rows(rows)
-        for name, key in slot.keys.items():
-            if key in member.defaults and key not in CHAIN_KEYS:
-                slot.defaults[name] = member.defaults[key]
-    if scales(member.defaults):
-        own = scale_bias(member.defaults["grad_scale"], member.defaults["grad_bias"])
-        slots = [*slots, *slots_of_links(own)]
-    return slots
+    entries = member._entries
+    if member._overrides_hooks():
+        entries = [hooks_of(member, rows)]
+    elif rows is not UNSET:
+        entries = [
+            e._replace(link=e.link.with_rows(rows)) if isinstance(e.link, FunctionLink) else e
+            for e in entries
+        ]
+    scale, bias = member.defaults["grad_scale"], member.defaults["grad_bias"]
+    if isinstance(scale, Tensor) or isinstance(bias, Tensor) or scale != 1 or bias != 0:
+        entries = [*entries, *_pure_entries(scale_bias(scale, bias))]
+    return entries
 
 
-def _links_of(parts: Sequence[Any]) -> tuple[tuple[Link, ...], tuple[str, ...]]:
+def _links_of(parts: tuple[Any, ...]) -> list[tuple[Link, str]]:
     """The pure links of a chain and their names; refuses what cannot be in one."""
     links: tuple[Link, ...] = ()
     given: tuple[str | None, ...] = ()
+    late: tuple[Link, ...] = ()
     for place, part in enumerate(parts):
         if builds(part, ParamTransformingOptimizer):
             continue
@@ -260,25 +248,41 @@ def _links_of(parts: Sequence[Any]) -> tuple[tuple[Link, ...], tuple[str, ...]]:
                 "`transforming_optimizers` must be classes of ParamTransformingOptimizer, "
                 f"partials of them, or links  Got: {part!r} at place {place}"
             ) from None
+        if getattr(part, "sorts", False):  # its parameter link goes to the end
+            own, late = own[:1], (*late, *own[1:])
+            links, given = (*links, *own), (*given, None)
+            continue
         links += own
         given += getattr(part, "given", (None,) * len(own))
+    links, given = (*links, *late), (*given, *(None for _ in late))
     names = link_names(links, given)
     check_order(links, names)
-    return links, names
+    return list(zip(links, names, strict=True))
 
 
-def descends(link: Link) -> bool:
-    """Whether what a link returns is an update to add, as a native optimizer's is."""
-    inside = [k for inner in getattr(link, "inners", {}).values() for k in inner.links]
-    makers = (scale_by_learning_rate, descend_and_decay)
-    return getattr(link, "factory", None) in makers or any(map(descends, inside))
+def _are_params(value: Any) -> bool:
+    """Whether an argument is parameters rather than a transform."""
+    if isinstance(value, (torchopt.base.GradientTransformation, type, partial)):
+        return False
+    return isinstance(value, Tensor) or hasattr(value, "__iter__")
 
 
-def _inner_of(step: Link, name: str) -> tuple[Any, Group]:
-    """The inner optimizer that a link is, and the schedules that it cannot run itself."""
-    if isinstance(step, FromTorch):
-        schedules = {key: value for key, value in step.options.items() if has_schedule(value)}
-        first = evaluated(schedules, torch.zeros((), dtype=torch.int64))
-        return partial(step.kind, **{**step.options, **first}), schedules
-    keys = {n: f"{name}.{n}" if n in CHAIN_KEYS else n for n in group_keys(step)}
-    return partial(StepOptimizer, link=step, keys=keys), {}
+def _optimizer(
+    tx: GradientTransformation,
+    params: Any,
+    *,
+    param_ndim: int | None = -1,
+    defaults: dict[str, Any] | None = None,
+    compile: bool = False,
+    **values: Any,
+) -> ChainedParamTransformingOptimizer:
+    """See `GradientTransformation.optimizer`."""
+    tx = tx.replace(**values)
+    steps = any(link.phase == "step" for link in tx.links)
+    adds: Any = {} if steps else {"InnerOpt": partial(StepOptimizer, link=add_updates(), name=ADDS)}
+    return ChainedParamTransformingOptimizer(
+        tx, params=params, param_ndim=param_ndim, defaults=defaults, compile=compile, **adds
+    )
+
+
+MAKERS["optimizer"] = _optimizer

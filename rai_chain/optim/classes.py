@@ -1,48 +1,33 @@
-"""Optimizers that transform gradients and project parameters, with rai-toolbox's names."""
+"""Optimizers that transform gradients and project parameters, with rai-toolbox's names.
+
+Each is a declaration: the links, and the arguments in rai-toolbox's order.
+"""
 
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Generator, Tensor, default_generator
 from torch.linalg import vector_norm
 from torch.optim import SGD
 
-from ..data.hyper import REQUIRED, Range
-from ..links.projections import box, l2_ball, linf_ball
-from ..links.transforms import TINY, clamp, normalize, sign, top_q
+from ..core.define import elementwise
+from ..data.hyper import REQUIRED, Bound
+from ..links.projections import l2_ball, linf_ball
+from ..links.transforms import TINY, check_bounds, clamp, clamped, normalize, sign, top_q
 from .adapter import ParamTransformingOptimizer
 from .chained import ChainedParamTransformingOptimizer
-from .slots import Group, Slot, slot_of
+from .states import Group
 
 
-def _with(defaults: Group | None, **values: Any) -> Group:
-    """`defaults`, completed by the values that were given."""
-    given = {key: value for key, value in values.items() if value is not REQUIRED}
-    return {**given, **(defaults or {})}
+@elementwise(phase="parameter", check=check_bounds)
+def clamp_parameter(
+    param: Tensor, clamp_min: Bound = None, clamp_max: Bound = None, *, out: Tensor | None = None
+) -> Tensor:
+    """Clamp each element of the parameters: `clamp`, in the phase "parameter"."""
+    return clamped(param, clamp_min, clamp_max, out)
 
 
-# ------------------------------------------------------------------ clamp and top-q
-
-
-class _Clamped(ParamTransformingOptimizer):
-    def __init__(
-        self,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        *,
-        clamp_min: float | None = None,
-        clamp_max: float | None = None,
-        defaults: Group | None = None,
-        param_ndim: int | None = None,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        defaults = _with(defaults, clamp_min=clamp_min, clamp_max=clamp_max)
-        super().__init__(
-            params, InnerOpt, defaults=defaults, param_ndim=param_ndim, **inner_opt_kwargs
-        )
-
-
-class ClampedGradientOptimizer(_Clamped):
+class ClampedGradientOptimizer(ParamTransformingOptimizer):
     """Clamp each element of the gradients to [clamp_min, clamp_max], then step.
 
     Args:
@@ -67,11 +52,11 @@ class ClampedGradientOptimizer(_Clamped):
     Source: the class of the same name in rai-toolbox.
     """
 
-    def _links(self) -> list[Slot]:
-        return [slot_of(clamp)]
+    links: ClassVar[tuple[Any, ...]] = (clamp,)
+    takes = "clamp_min clamp_max defaults param_ndim=None"
 
 
-class ClampedParameterOptimizer(_Clamped):
+class ClampedParameterOptimizer(ParamTransformingOptimizer):
     """Step, then clamp each element of the parameters to [clamp_min, clamp_max].
 
     Args:
@@ -96,8 +81,8 @@ class ClampedParameterOptimizer(_Clamped):
     Source: the class of the same name in rai-toolbox.
     """
 
-    def _links(self) -> list[Slot]:
-        return [slot_of(box, low="clamp_min", high="clamp_max")]
+    links: ClassVar[tuple[Any, ...]] = (clamp_parameter,)
+    takes = "clamp_min clamp_max defaults param_ndim=None"
 
 
 class TopQGradientOptimizer(ParamTransformingOptimizer):
@@ -128,75 +113,32 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
     Source: the class of the same name in rai-toolbox.
     """
 
-    def __init__(
-        self,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        *,
-        q: float = REQUIRED,
-        dq: float = 0.0,
-        param_ndim: int | None = -1,
-        defaults: Group | None = None,
-        generator: Generator = default_generator,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        if not isinstance(generator, Generator):
-            raise TypeError(f"`generator` must be a torch.Generator  Got: {generator!r}")
-        self._generator = generator
-        defaults = _with(defaults, q=q, dq=dq)
-        super().__init__(
-            params, InnerOpt, defaults=defaults, param_ndim=param_ndim, **inner_opt_kwargs
-        )
-
-    def _links(self) -> list[Slot]:
-        return [slot_of(top_q, owner=self)]
-
-
-# ------------------------------------------------------------------ norms and signs
+    links: ClassVar[tuple[Any, ...]] = (top_q,)
+    takes = "q dq param_ndim defaults generator"
+    _generator: Generator = default_generator
 
 
 class _LpNormOptimizer(ParamTransformingOptimizer):
+    links: ClassVar[tuple[Any, ...]] = (normalize,)
+    takes = "param_ndim defaults grad_scale grad_bias div_by_zero_eps"
     _p: int | float
 
-    def __init__(
-        self,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        *,
-        param_ndim: int | None = -1,
-        defaults: Group | None = None,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        div_by_zero_eps: float = TINY,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        Range(0.0, static=True).check("div_by_zero_eps", div_by_zero_eps)
-        if not isinstance(getattr(self, "_p", None), (int, float)):
-            raise TypeError(f"`{type(self).__name__}._p` must be an int or a float")
-        self.div_by_zero_eps = div_by_zero_eps
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            defaults=defaults,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            **inner_opt_kwargs,
-        )
+    @property
+    def fixed(self) -> Group:  # type: ignore[override]
+        """What is no param-group key."""
+        return {"p": self.p, "div_by_zero_eps": self.div_by_zero_eps, "center": None}
 
     @property
     def p(self) -> int | float:
         """The order of the norm."""
+        if not isinstance(getattr(self, "_p", None), (int, float)):
+            raise TypeError(f"`{type(self).__name__}._p` must be an int or a float")
         return self._p
 
     def per_datum_norm(self, x: Tensor) -> Tensor:
         """The p-norm of each row of x, (N, D) -> (N,)."""
         norm: Tensor = vector_norm(x, self.p, dim=1)
         return norm
-
-    def _links(self) -> list[Slot]:
-        fixed = {"p": self.p, "div_by_zero_eps": self.div_by_zero_eps}
-        return [slot_of(normalize, fixed=fixed)]
 
 
 class L1NormedGradientOptim(_LpNormOptimizer):
@@ -281,32 +223,8 @@ class L2ProjectedOptim(L2NormedGradientOptim):
     Source: the class of the same name in rai-toolbox.
     """
 
-    def __init__(
-        self,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        *,
-        epsilon: float = REQUIRED,
-        param_ndim: int | None = -1,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: Group | None = None,
-        div_by_zero_eps: float = TINY,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            defaults=_with(defaults, epsilon=epsilon),
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            div_by_zero_eps=div_by_zero_eps,
-            **inner_opt_kwargs,
-        )
-
-    def _links(self) -> list[Slot]:
-        return [*super()._links(), slot_of(l2_ball, fixed={"center": None})]
+    links: ClassVar[tuple[Any, ...]] = (normalize, l2_ball)
+    takes = "epsilon param_ndim grad_scale grad_bias defaults div_by_zero_eps"
 
 
 class SignedGradientOptim(ParamTransformingOptimizer):
@@ -333,29 +251,8 @@ class SignedGradientOptim(ParamTransformingOptimizer):
     Source: the class of the same name in rai-toolbox.
     """
 
-    def __init__(
-        self,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        *,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: Group | None = None,
-        param_ndim: int | None = None,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            defaults=defaults,
-            **inner_opt_kwargs,
-        )
-
-    def _links(self) -> list[Slot]:
-        return [slot_of(sign)]
+    links: ClassVar[tuple[Any, ...]] = (sign,)
+    takes = "grad_scale grad_bias defaults param_ndim=None"
 
 
 class LinfProjectedOptim(SignedGradientOptim):
@@ -383,30 +280,8 @@ class LinfProjectedOptim(SignedGradientOptim):
     Source: the class of the same name in rai-toolbox.
     """
 
-    def __init__(
-        self,
-        params: Any = None,
-        InnerOpt: Any = SGD,
-        *,
-        epsilon: float = REQUIRED,
-        param_ndim: int | None = None,
-        grad_scale: float = 1.0,
-        grad_bias: float = 0.0,
-        defaults: Group | None = None,
-        **inner_opt_kwargs: Any,
-    ) -> None:
-        super().__init__(
-            params,
-            InnerOpt,
-            defaults=_with(defaults, epsilon=epsilon),
-            param_ndim=param_ndim,
-            grad_scale=grad_scale,
-            grad_bias=grad_bias,
-            **inner_opt_kwargs,
-        )
-
-    def _links(self) -> list[Slot]:
-        return [*super()._links(), slot_of(linf_ball, fixed={"center": None})]
+    links: ClassVar[tuple[Any, ...]] = (sign, linf_ball)
+    takes = "epsilon param_ndim=None grad_scale grad_bias defaults"
 
 
 class L1qNormedGradientOptim(ChainedParamTransformingOptimizer):

@@ -1,20 +1,44 @@
 """Frank-Wolfe methods, with rai-toolbox's names."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any, ClassVar
 
 import torch
 from torch import Generator, Tensor, default_generator
 
-from ..core.link import is_schedule
-from ..data.hyper import Range
-from ..engine.run import State
-from ..links.frank_wolfe import frank_wolfe_step, one_hot_sign
+from ..core.define import elementwise
+from ..data.hyper import Bool, NonNegative, Number, Range
+from ..links.frank_wolfe import check_rate, frank_wolfe_step, one_hot_sign
 from ..links.transforms import TINY
 from .adapter import ParamTransformingOptimizer
+from .bound import Bound
 from .classes import L1qNormedGradientOptim, L2NormedGradientOptim, SignedGradientOptim
-from .slots import Group, Slot, slot_of
+from .states import LINKS, Group
 from .step import StepOptimizer
+
+
+def _count(leaf: Tensor) -> dict[str, Tensor]:
+    return {"count": torch.zeros((), dtype=torch.int64, device=leaf.device)}
+
+
+@elementwise(phase="step", state=_count, check=check_rate)
+def frank_wolfe(
+    grad: Tensor,
+    lr: NonNegative = 2.0,
+    lmo_scaling_factor: Number = 1.0,
+    use_default_lr_schedule: Bool = True,
+    div_by_zero_eps: NonNegative = TINY,
+    *,
+    param: Tensor,
+    state: dict[str, Tensor],
+) -> Any:
+    """`frank_wolfe_step` against directions of ascent, with a count of its own for each leaf."""
+    count, switches = state["count"], (use_default_lr_schedule, div_by_zero_eps)
+    new = frank_wolfe_step.function(
+        grad, lr, *switches, -lmo_scaling_factor, param=param, step=count
+    )
+    return new, {"count": count + 1}
 
 
 class FrankWolfe(StepOptimizer):
@@ -57,40 +81,24 @@ class FrankWolfe(StepOptimizer):
             raise TypeError(
                 f"`use_default_lr_schedule` must be a bool  Got: {use_default_lr_schedule!r}"
             )
-        self._use_default_lr_schedule = use_default_lr_schedule
-        self._eps = div_by_zero_eps
-        link = frank_wolfe_step(lr, use_default_lr_schedule, div_by_zero_eps)
-        defaults = {"lr": lr, "lmo_scaling_factor": lmo_scaling_factor}
-        super().__init__(params, link, defaults=defaults)
+        link = frank_wolfe(lr, lmo_scaling_factor, use_default_lr_schedule, div_by_zero_eps)
+        keys = {n: n for n in ("lr", "lmo_scaling_factor")}
+        super().__init__(params, link, keys)
 
-    @property
-    def hyperparameters(self) -> list[str]:
-        """The param-group keys of the hyperparameters."""
-        return ["lr", "lmo_scaling_factor", "epsilon"]
-
-    def check_group(self, group: Group) -> None:
-        """Refuse a param group whose values do not fit."""
-        Range().check("lmo_scaling_factor", group["lmo_scaling_factor"])
-        if "epsilon" in group:
-            Range(0.0).check("epsilon", group["epsilon"])
-        super().check_group(group)
-
-    def _trees(self, group: Group) -> Iterator[tuple[list[Tensor], State]]:
-        return (([p], self.state.get(p)) for p in group["params"])
-
-    def _save(self, group: Group, params: list[Tensor], state: State) -> None:
-        self.state[params[0]].update(state)
+    def _read(self, bound: Bound, check: Callable[[Bound], None] | None = None) -> Bound:
+        """A group's `epsilon` is the radius where it has one, as methods over a ball give it."""
+        keys = {"lr": "lr", "lmo_scaling_factor": "lmo_scaling_factor"}
+        if "epsilon" in bound.group:
+            Range(0.0).check("epsilon", bound.group["epsilon"])
+            keys["lmo_scaling_factor"] = "epsilon"
+        bound.pipeline = replace(self._pipeline, keys=[keys])
+        return super()._read(bound, check)
 
     def __setstate__(self, state: Group) -> None:
         super().__setstate__(state)
         for own in self.state.values():  # rai-toolbox counts in Python integers
             if isinstance(own.get("step"), int):
-                own["step"] = torch.tensor(own["step"])
-
-    def _values(self, group: Group) -> Group:
-        radius: Any = group.get("epsilon", group["lmo_scaling_factor"])
-        scale = (lambda step: -radius(step)) if is_schedule(radius) else -radius
-        return {**self._link.values, "lr": group["lr"], "grad_scale": scale}
+                own[LINKS] = {"frank_wolfe_0": {"count": torch.tensor(own.pop("step"))}}
 
 
 class _FrankWolfeMethod(ParamTransformingOptimizer):
@@ -142,8 +150,7 @@ class L1FrankWolfe(_FrankWolfeMethod):
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
     """
 
-    def _links(self) -> list[Slot]:
-        return [slot_of(one_hot_sign)]
+    links: ClassVar[tuple[Any, ...]] = (one_hot_sign,)
 
 
 class L2FrankWolfe(_FrankWolfeMethod, L2NormedGradientOptim):

@@ -81,6 +81,36 @@ def test_per_example_clip_has_derivatives_and_bounds_of_examples() -> None:
     assert many.shape == (4, 1)
 
 
+def test_what_is_feasible_leaves_the_places_to_others() -> None:
+    """A selection behind it takes no element that the box would take back."""
+    p, g = torch.tensor([0.0, 1.0, 0.5, 0.5]), torch.tensor([9.0, -8.0, 2.0, -1.0])
+    box = rc.box(0.0, 1.0)
+    for tx, moved in (
+        (rc.chain(rc.top_k(1, param_ndim=None), rc.sign(), rc.sgd(0.1), box), [0, 1, 0.5, 0.5]),
+        (
+            rc.chain(
+                rc.feasible(0.0, 1.0), rc.top_k(1, param_ndim=None), rc.sign(), rc.sgd(0.1), box
+            ),
+            [0, 1, 0.4, 0.5],
+        ),
+    ):
+        torch.testing.assert_close(tx.step(p, g, tx.init(p))[0], torch.tensor(moved))
+    with pytest.raises(ValueError, match="`low` or `high` must be given"):
+        rc.feasible()
+    with pytest.raises(ValueError, match="`low` must satisfy low <= high"):
+        rc.feasible(1.0, 0.0)
+
+
+def test_group_soft_threshold_is_nearest_with_the_penalty() -> None:
+    x, t = 3 * draw(5, 4).double(), 1.7
+    y = rc.group_soft_threshold(t).map(x)
+    moving = y.norm(dim=1) > 0
+    residual = (x - y)[moving] - t * (y / y.norm(dim=1, keepdim=True))[moving]
+    torch.testing.assert_close(residual, torch.zeros_like(residual))
+    assert (x.norm(dim=1)[~moving] <= t).all()
+    assert torch.equal(rc.group_soft_threshold(9e9).map(x), torch.zeros_like(x))
+
+
 def test_soft_threshold_solves_the_lasso() -> None:
     """ISTA on an orthogonal design ends where the closed form says."""
     q, _ = torch.linalg.qr(draw(8, 8).double())

@@ -186,6 +186,13 @@ def test_statistics_do_not_depend_on_them(elsewhere: Callable[[], None]) -> None
         assert statistic(tree).device.type == statistic([]).device.type == "cpu"
 
 
+@pytest.mark.parametrize("size", [1e-30, 1e30])
+def test_the_global_norm_is_right_at_every_magnitude(size: float) -> None:
+    tree = {"a": torch.tensor([3 * size]), "b": torch.tensor(4 * size)}
+    torch.testing.assert_close(rc.global_norm(tree), torch.tensor(5 * size))
+    assert rc.global_norm({"a": torch.zeros(2).half(), "none": None}) == 0
+
+
 def test_the_first_of_a_long_mean_is_the_first_update() -> None:
     for g in (torch.tensor([1.0, -1 / 3]).double(), torch.tensor(0.1).double()):
         tx = rc.ema(0.99999)

@@ -454,6 +454,18 @@ def test_what_the_mask_leaves_out_does_not_decay(make: Any) -> None:
     assert not torch.equal(half["w"], bare["w"])
 
 
+def test_a_decay_below_one_ulp_is_lost_as_in_torch_and_kept_by_a_chain() -> None:
+    x, g = torch.full((1,), 3.0), torch.full((1,), 0.5)
+    leaf = x.clone().requires_grad_()
+    leaf.grad = torch.zeros(1)
+    torch.optim.AdamW([leaf], lr=1e-5, weight_decay=1e-3).step()
+    assert torch.equal(leaf, x)
+    lost = descend_and_decay(1e-5, 1e-3).update(g, (), params=x)[0]
+    assert torch.equal(lost, -1e-5 * g)
+    tx = chain(add_decayed_weights(1e-3), scale_by_learning_rate(1e-5))
+    torch.testing.assert_close(tx.update(g, tx.init(x), params=x)[0], -1e-5 * (g + 3e-3))
+
+
 def test_a_mask_is_a_tree_of_bools() -> None:
     for mask in (lambda p: p, True, {"w": 1.0}, {"w": None}):
         with pytest.raises(TypeError, match="`mask` must be a tree of bools like the params"):

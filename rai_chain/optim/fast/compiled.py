@@ -1,100 +1,154 @@
 """The whole step of an optimizer as one compiled graph: transform, inner step, project."""
 
-import inspect
-from collections.abc import Collection, Iterable
+import warnings
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.optim import Optimizer
 
-from ...core.link import FunctionLink
-from ...core.pipeline import Link
-from ...data.tree import Leaves
-from ...engine.run import Run, run_links
-from ..slots import Group, Plan
+from ...core.link import FunctionLink, Link
+from ...data.hyper import as_tensor
+from ...data.tree import map_leaves
+from ...engine.graph import graph_of
+from ...engine.run import Phase, Run, run_links
+from ..bound import Bound
+from ..states import Group
+from . import inside
+from .layer import bare_step
 
-Work = list[tuple[Group, Plan, Leaves]]
+_LIMIT = 16  # graphs of one optimizer, beyond which it steps without one
 
 
 class CompiledStep:
-    """Compiles when it is first called, once; numbers enter the graph as tensors.
+    """The graphs for parameters of these shapes, some of them with gradients; numbers are tensors.
 
-    Hyperparameters of the chain and learning rates may then change without compiling again. A
-    change of the inner optimizer's other numbers, or of which gradients are there, compiles
-    another graph.
+    One graph, where the inner optimizer's rule can be in it; else one before its step, one after.
     """
 
-    def __init__(self, inner: Optimizer, work: Work, keys: Collection[str]) -> None:
-        refuse_state(inner, [(group, plan) for group, plan, _ in work])
-        self.inner = inner
-        self.groups: list[Group] = [
-            {key: value for key, value in group.items() if key not in keys} for group, _, _ in work
+    def __init__(self, optimizer: Any, work: list[Any]) -> None:
+        self.inner, self.kind = optimizer.inner_opt, type(optimizer.inner_opt)
+        self.keys = optimizer._inner_keys & work[0].bound.group.keys()
+        runs = [(one.bound, one.bound.spec, one.bound.group["param_ndim"]) for one in work]
+        rows = [
+            {
+                phase: [(bound.pipeline.links[i], bound.pipeline.names[i], i) for i in places]
+                for phase, places in bound.places.items()
+            }
+            for bound, _, _ in runs
         ]
-        bare = inspect.unwrap(type(inner).step)
-        parts = [
-            (plan.members["gradient"].links, plan.members["parameter"].links, plan.spec, group)
-            for group, plan, _ in work
-        ]
-        params = [list(group["params"]) for group, _, _ in work]
-        rows = [group["param_ndim"] for group, _, _ in work]
+        shapes = [(spec, ndim) for _, spec, ndim in runs]
+        kind, inside_too = self.kind, self.kind in inside.STEPS
 
-        def step(grads: list[Leaves], values: list[list[list[Group]]]) -> None:
-            for i, (links, _, spec, _) in enumerate(parts):
-                run = Run(spec, params[i], rows[i], False, [True] * len(grads[i]))
-                run_links(links, grads[i], [()] * len(links), run, values[i][0], "gradient")
-            bare(inner)
-            for i, (_, links, spec, _) in enumerate(parts):
-                run = Run(spec, params[i], rows[i], False, [True] * len(params[i]))
-                run_links(links, params[i], [()] * len(links), run, values[i][1], "parameter")
+        def transform(phase: Phase, params: list[Any], leaves: list[Any], values: Any) -> None:
+            for i, (spec, ndim) in enumerate(shapes):
+                mine, run = rows[i][phase], Run(spec, params[i], ndim)
+                run.writable = [True] * len(leaves[i])
+                links, names = [link for link, _, _ in mine], [name for _, name, _ in mine]
+                own = [values[i][j] for _, _, j in mine]
+                run_links(links, names, leaves[i], [{}] * len(mine), run, own, phase)
 
-        self.graph: Any = torch.compile(step, fullgraph=True, dynamic=False)
+        def whole(params: Any, grads: Any, values: Any, groups: list[Group], states: Any) -> None:
+            transform("gradient", params, grads, values)
+            for i, group in enumerate(groups):
+                inside.step(kind, group, params[i], states[i])
+            transform("parameter", params, params, values)
 
-    def __call__(self, work: Work) -> None:
+        parts: list[Any] = [whole] if inside_too else [transform, transform]
+        self.graphs = [graph_of(part, dynamic=False) for part in parts]
+
+    def __call__(self, work: list[Any]) -> None:
+        params, grads = [one.bound.params for one in work], [one.leaves for one in work]
         values = [
-            [_tensors(plan.members[phase]) for phase in ("gradient", "parameter")]
-            for _, plan, _ in work
+            [
+                {
+                    n: as_tensor(v) if link.is_number(n, v) else v
+                    for n, v in one.values.get(i, {}).items()
+                }
+                for i, link in enumerate(one.bound.pipeline.links)
+            ]
+            for one in work
         ]
-        shared = self.inner.param_groups
-        # The graph depends on every number in the groups it sees: it sees the inner optimizer's.
-        for own, group in zip(self.groups, shared, strict=True):
-            own.update({key: group[key] for key in own})
-            if isinstance(own.get("lr"), float):
-                own["lr"] = torch.tensor(own["lr"])
-        try:
-            self.inner.param_groups = self.groups
-            self.graph([grads for _, _, grads in work], values)
-        finally:
-            self.inner.param_groups = shared
+        if len(self.graphs) == 2:
+            before, after = self.graphs
+            before("gradient", params, grads, values)
+            bare_step(self.inner)()
+            if any(one.bound.places["parameter"] for one in work):
+                after("parameter", params, params, values)
+            return
+        groups = [self._numbers({k: one.bound.group[k] for k in self.keys}) for one in work]
+        state = self.inner.state
+        states = [
+            [{k: v for k, v in state[p].items() if torch.is_tensor(v)} for p in own]
+            for own in params
+        ]
+        self.graphs[0](params, grads, values, groups, states)
+
+    def _numbers(self, group: Group) -> Group:
+        """The inner optimizer's hyperparameters, the numbers among them as tensors."""
+        names = inside.STEPS[self.kind][1]
+        return {k: map_leaves(as_tensor, v) if k in names else v for k, v in group.items()}
 
 
-def _tensors(members: Any) -> list[Group]:
-    """The values of links, the numbers among them as tensors."""
-    return [
-        {
-            name: torch.tensor(value, dtype=torch.float64) if link.is_number(name, value) else value
-            for name, value in values.items()
-        }
-        for link, values in zip(members.links, members.values, strict=True)
-    ]
-
-
-def refuse_state(inner: Optimizer, planned: Iterable[tuple[Group, Plan]]) -> None:
-    """Refuse what cannot go into one graph."""
-    if not type(inner).__module__.startswith("torch.optim."):
-        raise ValueError(f"`compile` must be False for an `InnerOpt` not of torch  Got: {inner!r}")
-    for group, plan in planned:
-        for members in plan.members.values():
-            for slot, link, values in zip(
-                members.slots, members.links, members.values, strict=True
-            ):
-                if not is_stateless(link, values) or slot.draws(group):
-                    raise ValueError(
-                        f"`compile` must be False for a link with a state or hooks  Got: {link!r}"
-                    )
-
-
-def is_stateless(link: Link, values: dict[str, Any]) -> bool:
-    """Whether a link is a function of its inputs and nothing else."""
-    return (
-        isinstance(link, FunctionLink) and not link.definition.keys and not link._counters(values)
+def compiled_step(optimizer: Any, work: list[Any]) -> bool:
+    """Take the step in one graph, once the inner optimizer has its state; whether it was taken."""
+    inner, graphs = optimizer.inner_opt, optimizer._graphs
+    check_compile(optimizer, [one.bound for one in work])
+    if graphs is None:
+        return False
+    for one in work if type(inner) in inside.STEPS else ():
+        for p in one.bound.params:
+            state = inner.state.get(p, {})
+            if p.grad is not None and inside.starts_anew(type(inner), one.bound.group, state):
+                return False
+    key = tuple(
+        (
+            tuple((p.shape, p.dtype, p.grad is None) for p in one.bound.params),
+            one.bound.group["param_ndim"],
+            *(tuple(places) for places in one.bound.places.values()),
+        )
+        for one in work
     )
+    if key not in graphs and len(graphs) >= _LIMIT:
+        return _give_up(optimizer)
+    graph = graphs[key] = graphs.get(key) or CompiledStep(optimizer, work)
+    graph(work)
+    for one in work:
+        one.skip("gradient", "parameter")
+    return True
+
+
+def _give_up(optimizer: Any) -> bool:
+    optimizer._graphs = None
+    warnings.warn(
+        "`compile` made too many graphs, each for other gradients that are None or other shapes: "
+        "this optimizer steps without one from now on",
+        stacklevel=5,
+    )
+    return False
+
+
+def check_compile(optimizer: Any, bounds: Sequence[Bound]) -> None:
+    """Refuse what cannot go into one graph."""
+    inner = optimizer.inner_opt
+    if not type(inner).__module__.startswith("torch.optim"):
+        raise ValueError(f"`compile` must be False for an `InnerOpt` not of torch  Got: {inner!r}")
+    if isinstance(inner, torch.optim.LBFGS):
+        raise ValueError("`compile` must be False for LBFGS, which calls its closure several times")
+    for bound in bounds:
+        for name in ("fused", "foreach"):
+            if bound.group.get(name):
+                raise ValueError(f"`{name}` must not be True with `compile`  Got: True")
+        for i in (*bound.places["gradient"], *bound.places["parameter"]):
+            link, values = bound.pipeline.links[i], bound.values[i]
+            if not _is_stateless(link, values):
+                raise ValueError(
+                    f"`compile` must be False for a link with a state or hooks  Got: {link!r}"
+                )
+
+
+def _is_stateless(link: Link, values: Group) -> bool:
+    if link.name == "inner":
+        return True  # it runs the inner optimizer's schedules
+    if not isinstance(link, FunctionLink):
+        return False
+    return not link.definition.keys and not link.definition.draw_is_needed(values)

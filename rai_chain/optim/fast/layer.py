@@ -2,6 +2,7 @@
 
 import functools
 import inspect
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -37,19 +38,29 @@ def has_hooks(optimizer: Optimizer) -> bool:
     )
 
 
-def unhooked(inner: Optimizer) -> Callable[[], Any]:
+def bare_step(inner: Optimizer) -> Callable[[], Any]:
     """The inner optimizer's step, without the layer that calls its hooks where it has none.
 
     Each layer of `Optimizer.step` costs several microseconds; the outer one has been paid.
     """
-    kind: Any = type(inner)
-    bare = _bare_step(kind)
+    bare = torchs_step(inner)
+    return inner.step if bare is None else functools.partial(bare, inner)
+
+
+def torchs_step(inner: Optimizer) -> Callable[..., Any] | None:
+    """The step of an optimizer of torch or of this library, where nothing else is in its place."""
     own = has_hooks(inner) or "step" in inner.__dict__ or inner.defaults.get("differentiable")
-    return inner.step if own or bare is None else functools.partial(bare, inner)
+    return None if own else _unwrapped(type(inner).step)
 
 
-@functools.cache
-def _bare_step(kind: type[Optimizer]) -> Callable[..., Any] | None:
-    """The step of an optimizer class without torch's layers; None for a class that is a user's."""
-    known = kind.__module__.startswith(("torch.optim.", "rai_chain."))
-    return inspect.unwrap(kind.step) if known else None
+def _unwrapped(step: Callable[..., Any]) -> Callable[..., Any] | None:
+    """A step without torch's layers; None where it is a user's."""
+    if step not in _STEPS:
+        bare = inspect.unwrap(step)
+        module = getattr(bare, "__module__", None) or ""
+        _STEPS[step] = bare if module.startswith(("torch.optim.", "rai_chain.")) else None
+    found: Callable[..., Any] | None = _STEPS[step]
+    return found
+
+
+_STEPS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()

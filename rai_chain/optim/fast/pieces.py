@@ -1,7 +1,8 @@
 """The inner step taken piece by piece, each while its transformed gradient is still in cache.
 
-An elementwise optimizer does to a piece of a parameter what it does to the whole, so it is handed
-views: of the parameter, the gradient and its own state. The bits are those of one whole step.
+An elementwise optimizer does to a piece of a parameter what it does to the whole, so a copy of it
+is handed views: of the parameter, the gradient and its own state. The bits are those of one whole
+step, and the optimizer itself is not touched.
 """
 
 from collections import defaultdict
@@ -11,7 +12,13 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
+from ...data.checks import check_leaves, overlaps
+from ...data.plain import is_plain
 from ...engine.chunks import Call, apply_elementwise, flat, pieces_of
+from ...engine.run import elementwise
+from ..bound import Binding, Work
+from ..states import Group
+from .layer import bare_step, torchs_step
 
 PIECE = 1 << 19  # elements: a gradient, its parameter and a state or two stay in cache
 ELEMENTWISE = frozenset(
@@ -29,36 +36,70 @@ ELEMENTWISE = frozenset(
         optim.SGD,
     }
 )
-Group = dict[str, Any]
+Step = Callable[[Any], Any]
 
 
-def step_in_pieces(
-    inner: Optimizer, bare_step: Callable[[Any], Any], work: Sequence[tuple[Group, Sequence[Call]]]
-) -> None:
-    """Transform and step, a piece at a time.
+def direct(optimizer: Any) -> bool:
+    """Take a step whose gradient links are nothing but elementwise functions, where it is one.
 
-    Args:
-        inner: an optimizer of a class in `ELEMENTWISE`.
-        bare_step: its step, without hooks.
-        work: each param group with the elementwise functions for its gradients.
+    The functions run over all gradients at once, or a piece at a time, each piece stepped while it
+    is in cache, where the inner optimizer allows that. Parameter links follow as ever.
     """
-    shared, state = inner.param_groups, inner.state
-    try:
-        for group, calls in work:
-            own = dict(group)
-            inner.param_groups = [own]
-            for batch in _batches(group["params"], state):
-                if len(batch) == 1 and batch[0].numel() > PIECE and state.get(batch[0]):
-                    done = _cut(inner, bare_step, own, calls, batch[0], state[batch[0]])
-                    inner.state = state
-                    if done:
-                        continue
-                grads = [p.grad for p in batch]
-                apply_elementwise(calls, grads, [True] * len(grads))
-                own["params"] = batch
-                bare_step(inner)
-    finally:
-        inner.param_groups, inner.state = shared, state
+    inner, work = optimizer.inner_opt, []
+    if optimizer._compile or isinstance(inner, Binding):
+        return False
+    bounds = optimizer._bind()
+    for bound in bounds:
+        if bound.calls is None:
+            return False
+    for bound in bounds:
+        grads = [p.grad for p in bound.params]
+        check_leaves(grads, bound.spec, "grads")
+        if not is_plain([*bound.params, *grads]):
+            return False
+        for grad in grads:
+            if grad is not None and overlaps(grad):
+                return False
+        work.append((bound, grads))
+    late = [Work(bound, grads) for bound, grads in work if bound.places["parameter"]]
+    for one in late:
+        one.prepare(optimizer.state)
+    if sum(bound.numel for bound in bounds) <= PIECE or not step_in_pieces(inner, work):
+        for bound, grads in work:
+            elementwise(bound.calls, grads, [True] * len(grads), bound.spec)
+        bare_step(inner)()
+    for one in late:
+        one.through("parameter", one.bound.params)
+    return True
+
+
+def step_in_pieces(inner: Optimizer, work: Sequence[tuple[Any, Any]]) -> bool:
+    """Transform and step, a piece at a time, where that is possible and pays; whether it was."""
+    step = torchs_step(inner) if type(inner) in ELEMENTWISE else None
+    if step is None or not all(bound.safe and bound.on_cpu for bound, _ in work):
+        return False
+    for bound, _ in work:
+        _group(inner, step, bound)
+    return True
+
+
+def _group(inner: Optimizer, step: Step, bound: Any) -> None:
+    calls = bound.calls
+    for batch in _batches(bound.params, inner.state):
+        large = len(batch) == 1 and batch[0].numel() > PIECE and inner.state.get(batch[0])
+        if large and _cut(inner, step, bound.group, calls, batch[0]):
+            continue
+        grads = [p.grad for p in batch]
+        apply_elementwise(calls, grads, [True] * len(grads))
+        step(_copy(inner, bound.group, batch, inner.state))
+
+
+def _copy(inner: Optimizer, group: Group, params: list[Tensor], state: Any) -> Optimizer:
+    """An optimizer like the inner one, for these tensors alone."""
+    copy: Optimizer = object.__new__(type(inner))
+    copy.__dict__.update(inner.__dict__)
+    copy.param_groups, copy.state = [{**group, "params": params}], state
+    return copy
 
 
 def _batches(params: Sequence[Tensor], state: Any) -> Iterator[list[Tensor]]:
@@ -77,22 +118,16 @@ def _batches(params: Sequence[Tensor], state: Any) -> Iterator[list[Tensor]]:
         yield batch
 
 
-def _cut(
-    inner: Optimizer,
-    bare_step: Callable[[Any], Any],
-    group: Group,
-    calls: Sequence[Call],
-    param: Tensor,
-    state: Group,
-) -> bool:
+def _cut(inner: Optimizer, step: Step, group: Group, calls: Sequence[Call], param: Tensor) -> bool:
     """Step one large parameter in pieces; False where its tensors do not lie alike in memory."""
     grad: Any = param.grad
+    state = {k: v for k, v in inner.state[param].items() if not isinstance(v, dict)}
     whole = {k: v for k, v in state.items() if isinstance(v, Tensor) and v.shape == param.shape}
+    rest = {k: v for k, v in state.items() if k not in whole}
     views = [flat(t) for t in (param.detach(), grad, *whole.values())]
     strides = {t.stride() for t in (param, grad, *whole.values())}
-    if len(strides) > 1 or any(view is None for view in views):
+    if len(strides) > 1 or any(x is None for x in (*views, *rest.values())):
         return False
-    rest = {k: v for k, v in state.items() if k not in whole}
     cut: Any = zip(*(pieces_of(view, PIECE) for view in views if view is not None), strict=True)
     last: Group = {}
     for piece, piece_grad, *pieces in cut:
@@ -101,9 +136,7 @@ def _cut(
             call(piece_grad, out=piece_grad)
         last = dict(zip(whole, pieces, strict=True))
         last.update((k, v.clone() if isinstance(v, Tensor) else v) for k, v in rest.items())
-        inner.state = defaultdict(dict, {piece: last})
-        group["params"] = [piece]
-        bare_step(inner)
+        step(_copy(inner, group, [piece], defaultdict(dict, {piece: last})))
     for key, value in rest.items():  # counters and the like moved alike for all pieces
-        state[key] = value.copy_(last[key]) if isinstance(value, Tensor) else last[key]
+        inner.state[param][key] = value.copy_(last[key]) if isinstance(value, Tensor) else last[key]
     return True

@@ -1,0 +1,54 @@
+"""`top_q` whose q is drawn from a `torch.Generator`, tensor by tensor, as rai-toolbox draws it."""
+
+from typing import Any
+
+import torch
+from torch import Generator, Tensor
+
+from ..core.link import UNSET, FunctionLink
+from ..data.tree import Leaves, unflatten
+from ..engine.run import Run, State
+from ..links.transforms import draw_q, top_q
+
+
+class DrawnTopQ(FunctionLink):
+    """`top_q` with a generator; the generator's state is saved with the optimizer.
+
+    Args:
+        values: of `q` and `dq`.
+        generator: draws q; None for torch's default one, of which there is one only.
+    """
+
+    def __new__(
+        cls, values: dict[str, Any], generator: Generator | None, param_ndim: Any = UNSET
+    ) -> "DrawnTopQ":
+        self: Any = super().__new__(cls, top_q, values, param_ndim, check=False)
+        self.generator = torch.default_generator if generator is None else generator
+        if not isinstance(self.generator, Generator):
+            raise TypeError(f"`generator` must be a torch.Generator  Got: {generator!r}")
+        return self  # type: ignore[no-any-return]
+
+    generator: Generator
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        own = None if self.generator is torch.default_generator else self.generator
+        return DrawnTopQ, (self.values, own, self.param_ndim)
+
+    def with_rows(self, param_ndim: int | None) -> "DrawnTopQ":
+        return DrawnTopQ(self.values, self.generator, param_ndim)
+
+    def draws(self, values: dict[str, Any]) -> bool:
+        return False  # not from a seed
+
+    def apply(
+        self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
+    ) -> tuple[Leaves, State]:
+        if self.definition.draw_is_needed(values):
+            drawn = [None if leaf is None else self._draw(values, leaf) for leaf in leaves]
+            values = {"q": unflatten(drawn, run.spec), "dq": 0.0}
+        return super().apply(leaves, state, run, values)
+
+    def _draw(self, values: dict[str, Any], leaf: Tensor) -> Any:
+        u = torch.rand((), generator=self.generator, device=self.generator.device)
+        q = draw_q(values["q"], values["dq"], u)
+        return q.item() if q.is_cpu else q.to(leaf.device)

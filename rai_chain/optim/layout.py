@@ -1,0 +1,185 @@
+"""The links of an optimizer in order, with the param-group keys that they read."""
+
+import difflib
+import warnings
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..core.chain import link_names
+from ..core.link import Link
+from ..core.pipeline import Keys, Values
+from ..data.hyper import REQUIRED, evaluated, has_schedule
+from ..data.tree import Leaves, map_leaves
+from ..engine.run import Phase, Run, State
+from ..links.transforms import scale_bias
+from .states import STATES, Group
+
+OWN = frozenset({"param_ndim", "grad_scale", "grad_bias"})
+NEUTRAL = {"grad_scale": 1.0, "grad_bias": 0.0}
+SCALE_BIAS = ".scale_bias"  # the name of the link for a group's own scale and bias
+SCHEDULED = ".inner"  # the name of the link that runs the inner optimizer's schedules
+_TORCHS = frozenset({"params", "param_names", "initial_lr", "max_lr", "min_lr", "swa_lr"})
+_TORCHS |= {"base_momentum", "max_momentum", "initial_momentum", STATES}
+
+
+def at_start(values: Group) -> Group:
+    """The values of the first step: schedules evaluated, to numbers."""
+    return {k: _number(evaluated(v, _zero())) for k, v in values.items()}
+
+
+def _number(value: Any) -> Any:
+    return map_leaves(lambda x: x.item() if isinstance(x, Tensor) else x, value)
+
+
+def _zero() -> Tensor:
+    return torch.zeros((), dtype=torch.int64, device="cpu")
+
+
+def _read(value: Any) -> Any:
+    return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+class Entry(NamedTuple):
+    """A link of an optimizer's chain."""
+
+    link: Link
+    names: tuple[str, ...]  # the hyperparameters that are read from the param group
+    given: str | None = None  # the name from `named_chain`
+    also: Link | None = None  # what it does to parameters, where it does something to both
+
+
+class Scheduled(Link):
+    """A link that does nothing but run schedules, such as those of the inner optimizer."""
+
+    name = "inner"
+
+    def __new__(cls, names: Iterable[str] = ()) -> Any:
+        self: Scheduled = super().__new__(cls)
+        self.values = dict.fromkeys(names, REQUIRED)
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Scheduled, (tuple(self.values),)
+
+    def keeps(self, values: Group) -> bool:
+        return any(map(has_schedule, values.values()))
+
+    def start(self, leaves: Leaves, run: Run, values: Group) -> State:
+        return {"step": _zero()} if self.keeps(values) else {}
+
+    def now(self, values: Group, state: State) -> Group:
+        return {k: _number(evaluated(v, state["step"])) if state else v for k, v in values.items()}
+
+    def evaluate(self, values: Group, state: State) -> Group:
+        now = self.now(values, state)
+        self.check_values(now)
+        return now
+
+    def apply(self, leaves: Leaves, state: State, run: Run, values: Group) -> tuple[Leaves, State]:
+        return leaves, self.tick(state)
+
+
+@dataclass(eq=False)
+class Pipeline:
+    """The links of an optimizer, with the param-group keys that they read."""
+
+    links: list[Link] = field(default_factory=list)
+    names: list[str] = field(default_factory=list)
+    keys: Keys = field(default_factory=list)  # what is not there is the link's own value
+    aliases: dict[str, str] = field(default_factory=dict)  # qualified key -> key
+    refused: frozenset[str] = frozenset()  # bare keys that could mean several
+    known: frozenset[str] | None = None  # all keys that mean something; None for any
+    label: str = ""  # of the optimizer, in messages
+    warned: set[str] = field(default_factory=set)
+
+    def warn(self, key: str, always: bool = False) -> None:
+        """Warn once of a key that nobody reads, where it resembles one that is read, or always."""
+        names = {name.lower(): name for name in self.known or ()}
+        near = difflib.get_close_matches(key.lower(), names, 1, 0.0 if always else 0.7)
+        if near and key not in self.warned:
+            self.warned.add(key)
+            warnings.warn(
+                f"`{key}` is no key of this optimizer: did you mean `{names[near[0]]}`?",
+                stacklevel=2,
+            )
+
+    def part(self, phase: Phase, values: Values) -> list[int]:
+        """The places of the links of a phase that do something."""
+        return [
+            i
+            for i, link in enumerate(self.links)
+            if link.phase == phase and not (self.names[i] == SCALE_BIAS and values[i] == NEUTRAL)
+        ]
+
+    def check_numbers(self, group: Group) -> None:
+        """Refuse values outside their interval, also where they are tensors of one number."""
+        for link, keys in zip(self.links, self.keys, strict=True):
+            values = {n: _read(group.get(k, link.values[n])) for n, k in keys.items()}
+            link.check_values({**link.values, **values})
+
+    def defaults(self) -> Group:
+        """Key -> the default value of each hyperparameter that has one."""
+        rows = zip(self.links, self.keys, strict=True)
+        found = {key: link.values[name] for link, own in rows for name, key in own.items()}
+        return {key: value for key, value in found.items() if value is not REQUIRED}
+
+    def add(self, link: Link, name: str, keys: dict[str, str]) -> None:
+        """One more link."""
+        self.links.append(link)
+        self.names.append(name)
+        self.keys.append(keys)
+
+
+def lay_out(
+    entries: list[Entry],
+    below: list[Entry],
+    inner_keys: frozenset[str],
+    *,
+    qualify: bool,
+    shared: frozenset[str],
+    scheduled: tuple[str, ...],
+) -> Pipeline:
+    """The pipeline of an optimizer: its links, the group's scale and bias, the inner's schedules.
+
+    Args:
+        entries: the links.
+        below: those of the inner optimizers, whose states are in the same param groups.
+        inner_keys: the keys of the inner optimizer.
+        qualify: whether a key that several read gets a name for each of them.
+        shared: bare keys that several links read together.
+        scheduled: arguments of the inner optimizer that are schedules.
+    """
+    every = [*below, *entries]
+    names = link_names(tuple(e.link for e in every), tuple(e.given for e in every))[len(below) :]
+    reserved = inner_keys | OWN if qualify else frozenset()
+    counts = Counter(n for entry in entries for n in entry.names)
+    bare = {n for n, count in counts.items() if count == 1 or n in shared or not qualify} - reserved
+    pipeline = Pipeline()
+    rows = list(zip(entries, names, strict=True))
+    for entry, name in [row for row in rows if row[0].link.phase != "parameter"]:
+        _add(pipeline, entry, name, bare)
+    pipeline.add(scale_bias(), SCALE_BIAS, {n: n for n in NEUTRAL})
+    if scheduled:
+        pipeline.add(Scheduled(scheduled), SCHEDULED, {n: n for n in scheduled})
+    for entry, name in rows:
+        if entry.also is not None or entry.link.phase == "parameter":
+            _add(pipeline, entry._replace(link=entry.also or entry.link), name, bare)
+    if qualify:
+        keys = {key for own in pipeline.keys for key in own.values()}
+        pipeline.refused = frozenset(counts) - reserved - keys
+    if all(entry.also is None for entry in entries):
+        keys = {key for own in pipeline.keys for key in own.values()}
+        keys |= pipeline.aliases.keys() | pipeline.refused
+        pipeline.known = frozenset(keys | inner_keys | OWN | _TORCHS)
+    return pipeline
+
+
+def _add(pipeline: Pipeline, entry: Entry, name: str, bare: set[str]) -> None:
+    own = {n: n if n in bare else f"{name}.{n}" for n in entry.names}
+    pipeline.add(entry.link, name, own)
+    pipeline.aliases |= {f"{name}.{n}": n for n in entry.names if n in bare}

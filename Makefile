@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench wheel format clean
+.PHONY: demo test bench wheel stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/sparse_attack.py
@@ -15,7 +15,7 @@ test: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 	RAI_CHAIN_KERNELS=off $(BIN)/python -m pytest -q \
-		tests/test_laws.py tests/test_projections.py tests/test_frank_wolfe.py
+		tests/test_laws.py tests/links/test_projections.py tests/links/test_frank_wolfe.py
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
@@ -35,6 +35,12 @@ wheel: $(VENV)/build
 	$(PYTHON) -m venv $(VENV)/wheel
 	$(VENV)/wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
 	cd $(VENV)/wheel && bin/python -W error::RuntimeWarning -c "$(USE_WHEEL)"
+
+# The stubs say what decorators and declarations make; a test sees that they are current.
+stubs: $(VENV)/test
+	$(BIN)/python tests/stubs.py
+	-$(BIN)/ruff check --fix -q rai_chain
+	$(BIN)/ruff format -q rai_chain
 
 format: $(VENV)/test
 	$(BIN)/ruff format .

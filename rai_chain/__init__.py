@@ -1,6 +1,6 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
-from . import optim
+from . import optim, random
 from .core import compiled as _compiled  # noqa: F401  (what `compile` makes)
 from .core.chain import chain, named_chain
 from .core.define import elementwise, leafwise, rowwise, treewise
@@ -8,7 +8,6 @@ from .core.foreign import stateless
 from .core.link import Link
 from .core.pipeline import GradientTransformation
 from .core.wrapper import Wrapper
-from .data import random
 from .data.hyper import Flag, Range
 from .data.rows import to_batch
 from .links.adam import adabelief, adam, adamax, adamw, adan, nadam, radam, yogi

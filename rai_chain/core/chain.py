@@ -123,7 +123,9 @@ def joined(transformations: Iterable[Any], shared: Iterable[str] = ()) -> Chain:
     return Chain(tuple(links), tuple(given), frozenset(shared))
 
 
-def chain(*transformations: Any, shared: tuple[str, ...] = ()) -> GradientTransformation:
+def chain(
+    *transformations: torchopt.base.GradientTransformation, shared: tuple[str, ...] = ()
+) -> GradientTransformation:
     """Compose transformations from left to right.
 
     Args:

@@ -1,0 +1,29 @@
+"""Wrappers: links around pipelines, and what they are written with."""
+
+from .core.wrapper import Wrapper, both, choose, remember, zeros
+from .data.hyper import Flag, Range
+from .links.parts import masked, partition
+from .links.wrappers import (
+    accumulate,
+    apply_if_finite,
+    conditionally,
+    error_feedback,
+    lookahead,
+)
+
+__all__ = [
+    "Flag",
+    "Range",
+    "Wrapper",
+    "accumulate",
+    "apply_if_finite",
+    "both",
+    "choose",
+    "conditionally",
+    "error_feedback",
+    "lookahead",
+    "masked",
+    "partition",
+    "remember",
+    "zeros",
+]

@@ -15,7 +15,7 @@ test: $(VENV)/test
 	$(BIN)/mypy
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 	RAI_CHAIN_KERNELS=off $(BIN)/python -m pytest -q \
-		tests/test_laws.py tests/links/test_projections.py tests/links/test_frank_wolfe.py
+		tests/links/test_laws.py tests/links/test_projections.py tests/links/test_frank_wolfe.py
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

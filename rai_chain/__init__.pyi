@@ -216,26 +216,22 @@ def scale_bias(grad_scale: Hyper = 1.0, grad_bias: Hyper = 0.0) -> FunctionLink:
 def scale_by_adadelta(rho: Hyper = 0.9, eps: Hyper = 1e-06) -> FunctionLink:
     """Divide by the root of the mean of the squares, times that of the results before."""
 
-def scale_by_adam(beta1: Hyper = 0.9, beta2: Hyper = 0.999, eps: Hyper = 1e-08) -> FunctionLink:
+def scale_by_adam(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """Divide the mean of the gradients by the root of the mean of their squares."""
 
-def scale_by_adamax(beta1: Hyper = 0.9, beta2: Hyper = 0.999, eps: Hyper = 1e-08) -> FunctionLink:
+def scale_by_adamax(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """Divide the mean of the gradients by the largest of them, which decays."""
 
 def scale_by_adan(
-    beta1: Hyper = 0.98,
-    beta2: Hyper = 0.92,
-    beta3: Hyper = 0.99,
-    eps: Hyper = 1e-08,
-    eps_root: Hyper = 0.0,
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08, eps_root: Hyper = 0.0
 ) -> FunctionLink:
     """Divide means of the gradients and of their changes by the root of a mean of squares."""
 
-def scale_by_amsgrad(beta1: Hyper = 0.9, beta2: Hyper = 0.999, eps: Hyper = 1e-08) -> FunctionLink:
+def scale_by_amsgrad(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """As `scale_by_adam`, with the largest mean of squares so far."""
 
 def scale_by_belief(
-    beta1: Hyper = 0.9, beta2: Hyper = 0.999, eps: Hyper = 1e-16, eps_root: Hyper = 1e-16
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-16, eps_root: Hyper = 1e-16
 ) -> FunctionLink:
     """Divide the mean of the gradients by the root of the mean of their squared distance to it."""
 
@@ -245,7 +241,7 @@ def scale_by_factored_rms(beta2_decay: Hyper = -0.8, eps: Hyper | None = None) -
 def scale_by_learning_rate(lr: Hyper = 0.001) -> FunctionLink:
     """Multiply by ``-lr``: what descends when it is added to the parameter."""
 
-def scale_by_lion(beta1: Hyper = 0.9, beta2: Hyper = 0.99) -> FunctionLink:
+def scale_by_lion(betas: tuple[Hyper, ...] = ...) -> FunctionLink:
     """Return the sign of a mean of the gradients; NaN stays NaN."""
 
 def scale_by_muon(
@@ -258,7 +254,7 @@ def scale_by_muon(
     """Replace each matrix by the orthogonal part of a mean of its gradients, about."""
 
 def scale_by_nadam(
-    beta1: Hyper = 0.9, beta2: Hyper = 0.999, eps: Hyper = 1e-08, momentum_decay: Hyper = 0.004
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08, momentum_decay: Hyper = 0.004
 ) -> FunctionLink:
     """As `scale_by_adam`, with a mean that looks ahead and whose decay grows to `beta1`."""
 
@@ -268,7 +264,7 @@ def scale_by_param_block_norm(min_scale: Hyper = 0.001) -> FunctionLink:
 def scale_by_param_block_rms(min_scale: Hyper = 0.001) -> FunctionLink:
     """Multiply each leaf by the root mean square of its parameter; `update` needs `params`."""
 
-def scale_by_radam(beta1: Hyper = 0.9, beta2: Hyper = 0.999, eps: Hyper = 1e-08) -> FunctionLink:
+def scale_by_radam(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """As `scale_by_adam`, with the root rectified for its few samples, left out in the first steps."""
 
 def scale_by_rms(alpha: Hyper = 0.99, eps: Hyper = 1e-08) -> FunctionLink:
@@ -297,10 +293,7 @@ def scale_by_trust_ratio(
     """Scale each leaf to the norm of its parameter; `update` needs `params`."""
 
 def scale_by_yogi(
-    beta1: Hyper = 0.9,
-    beta2: Hyper = 0.999,
-    eps: Hyper = 0.001,
-    initial_accumulator_value: Hyper = 1e-06,
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 0.001, initial_accumulator_value: Hyper = 1e-06
 ) -> FunctionLink:
     """As `scale_by_adam`, with a mean of squares that moves by no more than a square."""
 

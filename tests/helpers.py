@@ -72,5 +72,6 @@ def tensors_in(nest):
         return [t for value in nest.values() for t in tensors_in(value)]
     if isinstance(nest, list):
         return [t for value in nest for t in tensors_in(value)]
-    assert not isinstance(nest, (tuple, set)), nest
+    numbers = isinstance(nest, tuple) and all(isinstance(one, (int, float)) for one in nest)
+    assert numbers or not isinstance(nest, (tuple, set)), nest  # as torch's betas are
     return []

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..data.checks import check_leaves
-from ..data.hyper import Range, evaluated, has_schedule, show
+from ..data.hyper import Range, Several, evaluated, has_schedule, show
 from ..data.rows import check_param_ndim
 from ..data.tree import Leaves, Spec, Tree, flatten, is_container, leaf_names, present, unflatten
 from ..engine import function as engine
@@ -233,9 +233,11 @@ class FunctionLink(Link):
     # ------------------------------------------------------------------ values
 
     def is_number(self, name: str, value: Any) -> bool:
+        rule = self.definition.rules[name]
+        if isinstance(rule, Several):
+            return all(isinstance(one, (int, float)) for one in value)
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             return False
-        rule = self.definition.rules[name]
         is_switch = self.definition.draws == name and value == 0
         return isinstance(rule, Range) and not rule.static and not is_switch
 

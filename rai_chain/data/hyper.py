@@ -107,12 +107,34 @@ class Flag:
             raise ValueError(f"`{name}` must be one of {listed}  Got: {value!r}")
 
 
-Rule = Range | Flag
+@dataclass(frozen=True)
+class Several:
+    """A fixed number of values in one hyperparameter, such as torch's `betas`."""
+
+    count: int
+    each: Range
+    static: bool = False
+    optional: bool = False
+    whole: bool = False
+
+    def check(self, name: str, value: Any) -> None:
+        """Refuse another number of values, and each that does not fit."""
+        if not isinstance(value, (tuple, list)) or len(value) != self.count:
+            raise TypeError(
+                f"`{name}` must be {self.count} numbers, tensors or schedules  Got: {value!r}"
+            )
+        for one in value:
+            self.each.check(name, one)
+
+
+Rule = Range | Flag | Several
 
 Number = Annotated[Hyper, Range()]
 Fraction = Annotated[Hyper, Range(0.0, 1.0)]
 NonNegative = Annotated[Hyper, Range(0.0)]
 Decay = Annotated[Hyper, Range(0.0, 1.0, open_high=True)]
+Betas = Annotated[Hyper, Several(2, Range(0.0, 1.0, open_high=True))]
+ThreeBetas = Annotated[Hyper, Several(3, Range(0.0, 1.0, open_high=True))]
 NormOrder = Annotated[float, Range(1.0, static=True)]
 Optional = Annotated[Hyper, Range(optional=True)]
 Bound = Annotated[Hyper, Range(optional=True, fits=True)]
@@ -135,7 +157,7 @@ def rules_of(
     rules: dict[str, Rule] = {}
     for p in parameters:
         metadata = getattr(hints.get(p.name, p.annotation), "__metadata__", ())
-        found = [m for m in metadata if isinstance(m, (Range, Flag))]
+        found = [m for m in metadata if isinstance(m, Rule)]
         boolean: Rule = Flag() if isinstance(p.default, bool) else Range(optional=p.default is None)
         rules[p.name] = found[0] if found else boolean
     return rules
@@ -145,6 +167,8 @@ def shown_type(rule: Rule) -> Any:
     """The type of a hyperparameter in a signature."""
     if isinstance(rule, Flag):
         return bool if rule.choices == (False, True) else typing.Literal[rule.choices]
+    if isinstance(rule, Several):
+        return tuple[float | Tensor | Schedule, ...]
     number = int if rule.whole else float
     kind: Any = number if rule.static else number | Tensor | Schedule
     return kind | None if rule.optional else kind
@@ -173,10 +197,12 @@ def evaluated(value: Any, step: Tensor) -> Any:
     return value(step) if is_schedule(value) else value
 
 
-def as_tensor(number: Any) -> Tensor:
+def as_tensor(number: Any) -> Any:
     """A number as the tensor that a compiled graph takes: 0-dim float64, on the host."""
     if isinstance(number, Tensor):
         return number
+    if isinstance(number, (tuple, list)):
+        return tuple(map(as_tensor, number))
     return torch.tensor(number, dtype=torch.float64, device="cpu")
 
 

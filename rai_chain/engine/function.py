@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.checks import overlaps, shares_memory, write_back
-from ..data.hyper import Range, Rule
+from ..data.hyper import Range, Rule, Several
 from ..data.random import leaf_key, stream
 from ..data.rows import in_blocks, row_dims, to_rows
 from ..data.tree import (
@@ -109,6 +109,8 @@ def start(d: Definition, leaves: Leaves, spec: Spec, rows: Rows) -> State:
 
 def must_fit(rule: Rule, value: Any) -> bool:
     """Whether a value has a shape that may not fit, or a size that the dtype may not hold."""
+    if isinstance(rule, Several):
+        return False
     if isinstance(value, (int, float)) or value is None:
         return getattr(rule, "fits", False) and value is not None
     return is_container(value) or (isinstance(value, Tensor) and value.ndim > 0)
@@ -156,7 +158,7 @@ def apply(
         if key is not None:
             given["key"] = leaf_key(key, run.first)
         return _tree(d, leaves, state, new_state, run, {**values, **given}), new_state
-    per_leaf = spread(values, leaves, run.spec)
+    per_leaf = spread(d, values, leaves, run.spec)
     kept = {k: (column_of(state, k, run.spec), [None] * len(leaves)) for k in d.keys}
     out: Leaves = list(leaves)
     for i, leaf in enumerate(leaves):
@@ -187,14 +189,28 @@ def column_of(state: State, key: str, spec: Spec) -> list[Any]:
 
 
 def spread(
-    values: dict[str, Any], leaves: Sequence[Tensor | None], spec: Spec
+    d: Definition, values: dict[str, Any], leaves: Sequence[Tensor | None], spec: Spec
 ) -> Callable[[int], dict[str, Any]]:
     """The values for leaf i, where some are trees with one value for each leaf."""
-    trees = {k: v for k, v in values.items() if is_container(v)}
-    if not trees:
+    columns = {}
+    for k, v in values.items():
+        column = _column(d.rules[k], k, v, spec)
+        if column is not None:
+            columns[k] = column
+    if not columns:
         return lambda i: values
-    columns = {k: leaves_like(v, spec, k, "`updates`") for k, v in trees.items()}
     return lambda i: {**values, **{k: column[i] for k, column in columns.items()}}
+
+
+def _column(rule: Rule, name: str, value: Any, spec: Spec) -> list[Any] | None:
+    """A value for each leaf, where a hyperparameter has one for each; else None."""
+    if isinstance(rule, Several):
+        parts = [_column(rule.each, name, one, spec) for one in value]
+        if not any(parts):
+            return None
+        every = [p or [one] * spec.num_leaves for p, one in zip(parts, value, strict=True)]
+        return list(zip(*every, strict=True))
+    return leaves_like(value, spec, name, "`updates`") if is_container(value) else None
 
 
 def checked(d: Definition, view: Tensor, **values: Any) -> Any:

@@ -18,8 +18,7 @@ from .moments import (
 
 def adam(
     lr: Any = 1e-3,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-8,
     weight_decay: Any = 0.0,
     amsgrad: bool = False,
@@ -32,8 +31,8 @@ def adam(
     Args:
         lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         amsgrad: keep the largest mean of squares, a Python bool.
@@ -58,15 +57,14 @@ def adam(
     return optimizer(
         maximize,
         penalty(weight_decay, mask),
-        scale(beta1, beta2, eps),
+        scale(betas, eps),
         scale_by_learning_rate(lr),
     )
 
 
 def adamw(
     lr: Any = 1e-3,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-8,
     weight_decay: Any = 1e-2,
     amsgrad: bool = False,
@@ -81,8 +79,8 @@ def adamw(
     Args:
         lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         weight_decay: what each step of size lr takes off the parameters, >= 0.
         amsgrad: keep the largest mean of squares, a Python bool.
@@ -106,15 +104,14 @@ def adamw(
     scale = scale_by_amsgrad if amsgrad else scale_by_adam
     return optimizer(
         maximize,
-        scale(beta1, beta2, eps),
+        scale(betas, eps),
         descend_and_decay(lr, where(mask, weight_decay)),
     )
 
 
 def adamax(
     lr: Any = 0.002,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-08,
     weight_decay: Any = 0.0,
     *,
@@ -126,8 +123,8 @@ def adamax(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the largest magnitude, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the largest magnitude,
+            each at least 0 and below 1.
         eps: added to each magnitude, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         maximize: climb, a Python bool.
@@ -150,15 +147,14 @@ def adamax(
     return optimizer(
         maximize,
         penalty(weight_decay, mask),
-        scale_by_adamax(beta1, beta2, eps),
+        scale_by_adamax(betas, eps),
         scale_by_learning_rate(lr),
     )
 
 
 def nadam(
     lr: Any = 0.002,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-08,
     weight_decay: Any = 0.0,
     momentum_decay: Any = 0.004,
@@ -172,8 +168,8 @@ def nadam(
     Args:
         lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         momentum_decay: how fast the decay of the mean grows to beta1, >= 0.
@@ -198,15 +194,14 @@ def nadam(
     return optimizer(
         maximize,
         None if decoupled_weight_decay else penalty(weight_decay, mask),
-        scale_by_nadam(beta1, beta2, eps, momentum_decay),
+        scale_by_nadam(betas, eps, momentum_decay),
         descend(lr, weight_decay if decoupled_weight_decay else 0.0, mask),
     )
 
 
 def radam(
     lr: Any = 0.001,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-08,
     weight_decay: Any = 0.0,
     decoupled_weight_decay: bool = False,
@@ -219,8 +214,8 @@ def radam(
     Args:
         lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         decoupled_weight_decay: take the decay off the parameters, as `adamw` does, a Python bool.
@@ -244,15 +239,14 @@ def radam(
     return optimizer(
         maximize,
         None if decoupled_weight_decay else penalty(weight_decay, mask),
-        scale_by_radam(beta1, beta2, eps),
+        scale_by_radam(betas, eps),
         descend(lr, weight_decay if decoupled_weight_decay else 0.0, mask),
     )
 
 
 def adabelief(
     lr: Any = 0.001,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-16,
     eps_root: Any = 1e-16,
     weight_decay: Any = 0.0,
@@ -265,8 +259,8 @@ def adabelief(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squared distances, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and of that of squared distances,
+            each at least 0 and below 1.
         eps: added to the root, >= 0.
         eps_root: added to the mean of squared distances, in each step, >= 0.
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
@@ -290,15 +284,14 @@ def adabelief(
     """
     return optimizer(
         maximize,
-        scale_by_belief(beta1, beta2, eps, eps_root),
+        scale_by_belief(betas, eps, eps_root),
         descend(lr, weight_decay, mask),
     )
 
 
 def yogi(
     lr: Any = 0.01,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 0.001,
     weight_decay: Any = 0.0,
     *,
@@ -310,8 +303,8 @@ def yogi(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
@@ -335,16 +328,14 @@ def yogi(
     """
     return optimizer(
         maximize,
-        scale_by_yogi(beta1, beta2, eps),
+        scale_by_yogi(betas, eps),
         descend(lr, weight_decay, mask),
     )
 
 
 def adan(
     lr: Any = 0.001,
-    beta1: Any = 0.98,
-    beta2: Any = 0.92,
-    beta3: Any = 0.99,
+    betas: Any = (0.98, 0.92, 0.99),
     eps: Any = 1e-08,
     eps_root: Any = 1e-08,
     weight_decay: Any = 0.0,
@@ -357,9 +348,8 @@ def adan(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of changes, 0 <= beta2 < 1.
-        beta3: decay of the mean of squares, 0 <= beta3 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients, decay of the mean of changes and
+            decay of the mean of squares; each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         eps_root: added below the root, >= 0.
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
@@ -383,6 +373,6 @@ def adan(
     """
     return optimizer(
         maximize,
-        scale_by_adan(beta1, beta2, beta3, eps, eps_root),
+        scale_by_adan(betas, eps, eps_root),
         descend(lr, weight_decay, mask),
     )

@@ -98,8 +98,7 @@ def _norm(leaf: Tensor) -> Tensor:
 
 def lamb(
     lr: Any = 1e-3,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-6,
     weight_decay: Any = 0.0,
     *,
@@ -111,8 +110,8 @@ def lamb(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         weight_decay: factor of what is added to the direction, >= 0; the Python number 0 leaves
             it out.
@@ -136,7 +135,7 @@ def lamb(
     """
     return optimizer(
         maximize,
-        scale_by_adam(beta1, beta2, eps),
+        scale_by_adam(betas, eps),
         penalty(weight_decay, mask),
         scale_by_trust_ratio(),
         scale_by_learning_rate(lr),

@@ -95,8 +95,7 @@ def muon(
     weight_decay: Any = 0.1,
     matrices: Any = None,
     *,
-    beta1: Any = 0.9,
-    beta2: Any = 0.999,
+    betas: Any = (0.9, 0.999),
     eps: Any = 1e-8,
     ns_steps: int = 5,
     adjust_lr_fn: str = "match_rms_adamw",
@@ -114,8 +113,8 @@ def muon(
         matrices: which leaves are matrices, a tree of bools like the params or a function that
             makes one of them; None for those of two dimensions or more. Leave out embeddings and
             the last layer.
-        beta1: of Adam, 0 <= beta1 < 1.
-        beta2: of Adam, 0 <= beta2 < 1.
+        betas: (beta1, beta2): of Adam and of Adam,
+            each at least 0 and below 1.
         eps: of Adam, >= 0.
         ns_steps: steps of the Newton-Schulz iteration, a whole Python number >= 0.
         adjust_lr_fn: "match_rms_adamw", so that one rate fits both, or "original"; see
@@ -142,7 +141,7 @@ def muon(
     return optimizer(
         maximize,
         masked(scale_by_muon(momentum, nesterov, 1e-7, ns_steps, adjust_lr_fn), chosen),
-        masked(scale_by_adam(beta1, beta2, eps), partial(_others, chosen)),
+        masked(scale_by_adam(betas, eps), partial(_others, chosen)),
         descend(lr, weight_decay, mask),
     )
 

@@ -4,15 +4,14 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise
-from ..data.hyper import Decay, NonNegative
+from ..data.hyper import Betas, NonNegative, ThreeBetas
 from .memory import average, begun, root, weight, wide, zeros
 
 
 @elementwise(state=zeros("exp_avg", "exp_avg_sq", counts=True))
 def scale_by_adam(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-8,
     *,
     state: dict[str, Tensor],
@@ -20,8 +19,8 @@ def scale_by_adam(
     """Divide the mean of the gradients by the root of the mean of their squares.
 
     Args:
-        beta1: decay of the mean, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root, >= 0.
 
     Raises:
@@ -35,6 +34,7 @@ def scale_by_adam(
 
     Source: Adam (Kingma and Ba 2015, arXiv 1412.6980).
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     square = average(state["exp_avg_sq"], grad * grad, beta2)
@@ -45,8 +45,7 @@ def scale_by_adam(
 @elementwise(state=zeros("exp_avg", "exp_avg_sq", "max_exp_avg_sq", counts=True))
 def scale_by_amsgrad(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-8,
     *,
     state: dict[str, Tensor],
@@ -54,8 +53,8 @@ def scale_by_amsgrad(
     """As `scale_by_adam`, with the largest mean of squares so far.
 
     Args:
-        beta1: decay of the mean, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root, >= 0.
 
     Raises:
@@ -69,6 +68,7 @@ def scale_by_amsgrad(
 
     Source: AMSGrad (Reddi et al. 2018, arXiv 1904.09237), as `torch.optim.Adam` has it.
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     square = average(state["exp_avg_sq"], grad * grad, beta2)
@@ -80,8 +80,7 @@ def scale_by_amsgrad(
 @elementwise(state=zeros("exp_avg", "exp_inf", counts=True))
 def scale_by_adamax(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-8,
     *,
     state: dict[str, Tensor],
@@ -91,8 +90,8 @@ def scale_by_adamax(
     ``n <- max(beta2 * n, abs(g) + eps)``
 
     Args:
-        beta1: decay of the mean, 0 <= beta1 < 1.
-        beta2: decay of the largest magnitude, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean and decay of the largest magnitude,
+            each at least 0 and below 1.
         eps: added to each magnitude, >= 0.
 
     Raises:
@@ -106,6 +105,7 @@ def scale_by_adamax(
 
     Source: AdaMax (Kingma and Ba 2015, arXiv 1412.6980), as `torch.optim.Adamax` has it.
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     largest = torch.maximum(beta2 * state["exp_inf"], grad.abs() + eps)
@@ -122,8 +122,7 @@ def _start_nadam(leaf: Tensor) -> dict[str, Tensor]:
 @elementwise(state=_start_nadam)
 def scale_by_nadam(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-8,
     momentum_decay: NonNegative = 4e-3,
     *,
@@ -135,8 +134,8 @@ def scale_by_nadam(
     has the product of them.
 
     Args:
-        beta1: decay of the mean in the end, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean in the end and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root, >= 0.
         momentum_decay: how fast the decay of the mean grows, >= 0.
 
@@ -151,6 +150,7 @@ def scale_by_nadam(
 
     Source: Dozat 2016, "Incorporating Nesterov Momentum into Adam", as `torch.optim.NAdam` has it.
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mu, ahead = (
         beta1 * (1 - 0.5 * 0.96 ** (t.double() * momentum_decay)) for t in (count, count + 1)
@@ -166,8 +166,7 @@ def scale_by_nadam(
 @elementwise(state=zeros("exp_avg", "exp_avg_sq", counts=True))
 def scale_by_radam(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-8,
     *,
     state: dict[str, Tensor],
@@ -178,8 +177,8 @@ def scale_by_radam(
     ``limit = 2 / (1 - beta2) - 1``; to 5 of them the mean of the gradients is not divided.
 
     Args:
-        beta1: decay of the mean, 0 <= beta1 < 1.
-        beta2: decay of the mean of squares, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean and decay of the mean of squares,
+            each at least 0 and below 1.
         eps: added to the root before it is debiased, >= 0.
 
     Raises:
@@ -193,6 +192,7 @@ def scale_by_radam(
 
     Source: RAdam (Liu et al. 2020, arXiv 1908.03265), as `torch.optim.RAdam` has it.
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     square = average(state["exp_avg_sq"], grad * grad, beta2)
@@ -210,8 +210,7 @@ def scale_by_radam(
 @elementwise(state=zeros("exp_avg", "exp_avg_var", counts=True))
 def scale_by_belief(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-16,
     eps_root: NonNegative = 1e-16,
     *,
@@ -222,8 +221,8 @@ def scale_by_belief(
     ``s <- beta2 * s + (1 - beta2) * (g - mean)**2 + eps_root``
 
     Args:
-        beta1: decay of the mean, 0 <= beta1 < 1.
-        beta2: decay of the mean of squared distances, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean and decay of the mean of squared distances,
+            each at least 0 and below 1.
         eps: added to the root, >= 0.
         eps_root: added to the mean of squared distances, in each step, >= 0.
 
@@ -238,6 +237,7 @@ def scale_by_belief(
 
     Source: AdaBelief (Zhuang et al. 2020, arXiv 2010.07468).
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mean = average(state["exp_avg"], grad, beta1)
     spread = average(state["exp_avg_var"], (grad - mean) ** 2, beta2) + eps_root
@@ -248,8 +248,7 @@ def scale_by_belief(
 @elementwise(state=zeros("exp_avg", "exp_avg_sq", counts=True))
 def scale_by_yogi(
     grad: Tensor,
-    beta1: Decay = 0.9,
-    beta2: Decay = 0.999,
+    betas: Betas = (0.9, 0.999),
     eps: NonNegative = 1e-3,
     initial_accumulator_value: NonNegative = 1e-6,
     *,
@@ -260,8 +259,8 @@ def scale_by_yogi(
     ``v <- v - (1 - beta2) * sign(v - g**2) * g**2``
 
     Args:
-        beta1: decay of the mean, 0 <= beta1 < 1.
-        beta2: 1 minus the part of a square by which v moves, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean and 1 minus the part of a square by which v moves,
+            each at least 0 and below 1.
         eps: added to the root, >= 0.
         initial_accumulator_value: where both means start, >= 0.
 
@@ -276,6 +275,7 @@ def scale_by_yogi(
 
     Source: Yogi (Zaheer et al. 2018, "Adaptive Methods for Nonconvex Optimization").
     """
+    beta1, beta2 = betas
     grad, count = wide(grad), state["count"] + 1
     mean = average(begun(state, "exp_avg", initial_accumulator_value), grad, beta1)
     old, square = begun(state, "exp_avg_sq", initial_accumulator_value), grad * grad
@@ -287,9 +287,7 @@ def scale_by_yogi(
 @elementwise(state=zeros("exp_avg", "exp_avg_diff", "exp_avg_sq", "previous_grad", counts=True))
 def scale_by_adan(
     grad: Tensor,
-    beta1: Decay = 0.98,
-    beta2: Decay = 0.92,
-    beta3: Decay = 0.99,
+    betas: ThreeBetas = (0.98, 0.92, 0.99),
     eps: NonNegative = 1e-8,
     eps_root: NonNegative = 0.0,
     *,
@@ -301,9 +299,8 @@ def scale_by_adan(
     ``(mean(g) + (1 - beta2) * mean(d)) / (sqrt(mean((g + (1 - beta2) * d)**2) + eps_root) + eps)``.
 
     Args:
-        beta1: decay of the mean of gradients, 0 <= beta1 < 1.
-        beta2: decay of the mean of changes, 0 <= beta2 < 1.
-        beta3: decay of the mean of squares, 0 <= beta3 < 1.
+        betas: (beta1, beta2): decay of the mean of gradients, decay of the mean of changes and
+            decay of the mean of squares; each at least 0 and below 1.
         eps: added to the root, >= 0.
         eps_root: added below the root, >= 0.
 
@@ -318,6 +315,7 @@ def scale_by_adan(
 
     Source: Adan (Xie et al. 2022, arXiv 2208.06677).
     """
+    beta1, beta2, beta3 = betas
     grad, count = wide(grad), state["count"] + 1
     change = grad - torch.where(state["count"] > 0, state["previous_grad"], grad)
     mean = average(state["exp_avg"], grad, beta1)

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.define import elementwise
-from ..data.hyper import Bool, Decay, NonNegative, Number
+from ..data.hyper import Betas, Bool, NonNegative, Number
 from .memory import average, wide, zeros
 from .transforms import sign
 
@@ -60,13 +60,13 @@ def trace(
 
 @elementwise(state=zeros("exp_avg"))
 def scale_by_lion(
-    grad: Tensor, beta1: Decay = 0.9, beta2: Decay = 0.99, *, state: dict[str, Tensor]
+    grad: Tensor, betas: Betas = (0.9, 0.99), *, state: dict[str, Tensor]
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Return the sign of a mean of the gradients; NaN stays NaN.
 
     Args:
-        beta1: decay of the mean whose sign is returned, 0 <= beta1 < 1.
-        beta2: decay of the mean that is kept, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean whose sign is returned and of the one kept,
+            each at least 0 and below 1.
 
     Raises:
         ValueError: a value outside its range.
@@ -79,6 +79,7 @@ def scale_by_lion(
 
     Source: Lion (Chen et al. 2023, arXiv 2302.06675).
     """
+    beta1, beta2 = betas
     grad = wide(grad)
     mixed = average(state["exp_avg"], grad, beta1)
     return sign.function(mixed), {"exp_avg": average(state["exp_avg"], grad, beta2)}

@@ -252,8 +252,7 @@ def rprop(
 
 def lion(
     lr: Any = 1e-4,
-    beta1: Any = 0.9,
-    beta2: Any = 0.99,
+    betas: Any = (0.9, 0.99),
     weight_decay: Any = 0.0,
     *,
     maximize: bool = False,
@@ -266,8 +265,8 @@ def lion(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        beta1: decay of the mean whose sign is followed, 0 <= beta1 < 1.
-        beta2: decay of the mean that is kept, 0 <= beta2 < 1.
+        betas: (beta1, beta2): decay of the mean whose sign is followed and of the one kept,
+            each at least 0 and below 1.
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
@@ -289,6 +288,6 @@ def lion(
     """
     return optimizer(
         maximize,
-        scale_by_lion(beta1, beta2),
+        scale_by_lion(betas),
         descend(lr, weight_decay, mask),
     )

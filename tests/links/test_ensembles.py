@@ -47,10 +47,13 @@ Y = torch.sin(X @ torch.randn(5, 3, generator=GENERATOR, dtype=torch.float64))
 
 OPTIMIZERS = {  # name -> the optimizer, and what it has for each member besides `lr`
     "sgd": (sgd(momentum=0.9, weight_decay=0.01), {"momentum": (0.0, 0.9)}),
-    "adam": (adam(weight_decay=0.01), {"beta1": (0.5, 0.9), "eps": (1e-8, 1e-2)}),
-    "adamw": (adamw(weight_decay=0.01), {"beta2": (0.9, 0.999), "weight_decay": (0.0, 0.1)}),
+    "adam": (adam(weight_decay=0.01), {"betas": ((0.5, 0.9), (0.999, 0.999)), "eps": (1e-8, 1e-2)}),
+    "adamw": (
+        adamw(weight_decay=0.01),
+        {"betas": ((0.9, 0.9), (0.9, 0.999)), "weight_decay": (0.0, 0.1)},
+    ),
     "rmsprop": (rmsprop(momentum=0.5), {"alpha": (0.5, 0.99), "momentum": (0.0, 0.8)}),
-    "lion": (lion(weight_decay=0.1), {"beta1": (0.5, 0.9), "beta2": (0.9, 0.99)}),
+    "lion": (lion(weight_decay=0.1), {"betas": ((0.5, 0.9), (0.9, 0.99))}),
 }
 BALLS = {"l1_ball": l1_ball, "l2_ball": l2_ball}
 each = pytest.mark.parametrize("optimizer", OPTIMIZERS)
@@ -92,7 +95,13 @@ def start(seed):
 def ensemble(**intervals):
     """Members that differ in everything: a tree of stacked tensors."""
     members = together([start(seed) for seed in range(MEMBERS)])
-    spread = {k: torch.linspace(*ends, MEMBERS).double() for k, ends in intervals.items()}
+
+    def between(ends):
+        if isinstance(ends[0], tuple):
+            return tuple(map(between, ends))
+        return torch.linspace(*ends, MEMBERS).double()
+
+    spread = {k: between(ends) for k, ends in intervals.items()}
     return {**members, "hyperparams": spread}
 
 
@@ -231,7 +240,12 @@ def test_one_update_of_stacked_leaves(optimizer, ball, alone, stacked):
         rows = {"param_ndim": param_ndim}
         return chain(top_q(0.5, **rows), clamp(clamp_max=1.0), step, BALLS[ball](1.0, **rows))
 
-    hyperparams = {k: for_each(v, members["params"]) for k, v in members["hyperparams"].items()}
+    hyperparams = {
+        k: tuple(for_each(x, members["params"]) for x in v)
+        if isinstance(v, tuple)
+        else for_each(v, members["params"])
+        for k, v in members["hyperparams"].items()
+    }
     together = train_stacked(make(stacked), members, hyperparams)
     assert_same(together, one_by_one(lambda seed: make(alone), members))
 

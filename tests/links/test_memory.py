@@ -63,7 +63,7 @@ def test_half_precision_optimizers_equal_torchs_in_float32(
 
 @half
 def test_lion_in_half_precision_keeps_a_mean_that_moves(dtype: torch.dtype) -> None:
-    tx = rc.scale_by_lion(beta2=0.999)
+    tx = rc.scale_by_lion(betas=(0.9, 0.999))
     state, g = tx.init(torch.zeros(1, dtype=dtype)), torch.ones(1, dtype=dtype)
     for _ in range(5000):
         _, state = tx.update(g, state)
@@ -116,20 +116,20 @@ def links() -> dict[str, Any]:
         "record": rc.record("norm", rc.global_norm),
         "record, number": rc.record("number", lambda updates: 0.1),
         "sgd": rc.sgd(0.1, momentum=0.9, dampening=0.3, weight_decay=0.01),
-        "adam": rc.adam(0.1, beta2=0.99999),
+        "adam": rc.adam(0.1, betas=(0.9, 0.99999)),
         "amsgrad": rc.adam(0.1, amsgrad=True),
         "adamw": rc.adamw(0.1),
         "rmsprop": rc.rmsprop(0.1, centered=True, momentum=0.5),
         "lion": rc.lion(0.1, weight_decay=0.1),
         "adagrad": rc.adagrad(0.1, lr_decay=0.1, initial_accumulator_value=1 / 3),
         "adadelta": rc.adadelta(1 / 3, rho=0.99999),
-        "adamax": rc.adamax(0.1, beta1=0.99999),
+        "adamax": rc.adamax(0.1, betas=(0.99999, 0.999)),
         "nadam": rc.nadam(0.1, momentum_decay=1 / 3),
-        "radam": rc.radam(0.1, beta2=0.9),
+        "radam": rc.radam(0.1, betas=(0.9, 0.9)),
         "rprop": rc.rprop(1 / 3, eta_plus=4 / 3),
-        "adabelief": rc.adabelief(0.1, beta2=0.99999),
+        "adabelief": rc.adabelief(0.1, betas=(0.9, 0.99999)),
         "yogi": rc.yogi(0.1),
-        "adan": rc.adan(0.1, beta3=0.99999),
+        "adan": rc.adan(0.1, betas=(0.98, 0.92, 0.99999)),
         "lamb": rc.lamb(0.1, weight_decay=1 / 3),
         "lars": rc.lars(0.1, trust_coefficient=1 / 3),
         "top_k, scheduled": rc.top_k(rc.linear_schedule(1.0, 3.0, 2), param_ndim=0),

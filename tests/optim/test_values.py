@@ -7,7 +7,7 @@ import pytest
 import torch
 from helpers import leaf, leaves, parameters, step
 from torch.optim import SGD
-from torch.optim.lr_scheduler import OneCycleLR, ReduceLROnPlateau
+from torch.optim.lr_scheduler import CyclicLR, OneCycleLR, ReduceLROnPlateau
 
 import rai_chain as rc
 from rai_chain.optim import (
@@ -340,6 +340,49 @@ def test_a_tree_of_schedules_in_a_dict():
     for expected in (1.0, 2.0):
         out, state = tx.update({k: torch.ones(1) for k in params}, state)
         assert (out["a"].item(), out["b"].item()) == (7.0, expected)
+
+
+# ------------------------------------------------------------------ betas
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "lion"])
+def test_betas_are_one_key_as_in_torch(name):
+    """A pair, so that code written for torch's classes reads and writes it."""
+    optimizer = getattr(rc, name)(0.1).optimizer(leaves(1, 3))
+    expected = (0.9, 0.99) if name == "lion" else (0.9, 0.999)
+    assert tuple(optimizer.param_groups[0]["betas"]) == expected
+    tx = getattr(rc, name)(0.1, betas=(0.5, 0.75))
+    assert tuple(tx.hyperparams["betas"]) == (0.5, 0.75)
+
+
+@pytest.mark.parametrize("scheduler", ["one cycle", "cyclic"])
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_torchs_schedulers_cycle_betas(name, scheduler):
+    """Step by step the values and, to rounding, the parameters of torch's class."""
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[name]
+    ours = getattr(rc, name)(0.1).optimizer([leaf(5)])
+    torchs = kind([leaf(5)], lr=0.1, foreach=False)
+    for optimizer in (ours, torchs):
+        options = {"cycle_momentum": True}
+        cycle = (
+            OneCycleLR(optimizer, 0.1, total_steps=8, **options)
+            if scheduler == "one cycle"
+            else CyclicLR(optimizer, 0.01, 0.1, step_size_up=3, **options)
+        )
+        optimizer.seen = []
+        for time in range(7):
+            step(optimizer, torch.linspace(-1.0, 1.0 + time, 5))
+            cycle.step()
+            optimizer.seen.append(tuple(map(float, optimizer.param_groups[0]["betas"])))
+    assert ours.seen == torchs.seen and len(set(ours.seen)) > 3
+    torch.testing.assert_close(parameters(ours)[0], parameters(torchs)[0], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("bad", [(0.9,), (0.9, 1.0), (-0.1, 0.9), 0.9, "no"])
+def test_betas_that_do_not_fit_are_refused(bad):
+    """The message names `betas`."""
+    with pytest.raises((TypeError, ValueError), match="`betas` must"):
+        rc.adam(0.1, betas=bad)
 
 
 def test_a_class_with_hyperparameters_of_its_own_keeps_its_keys():

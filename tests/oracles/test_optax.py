@@ -106,7 +106,8 @@ class Draw:
         self.params = tree_map(self.leaf, shapes, is_leaf=is_shape)
         self.mask = tree_map(lambda x: self.flag(), self.params)
         self.betas = self.between(0.5, 0.99), self.between(0.9, 0.9999)
-        self.adam = (*self.betas, self.power(-8, -2))
+        eps = self.power(-8, -2)
+        self.adam, self.paired = (*self.betas, eps), (self.betas, eps)
         self.lr, self.x, self.decay = self.power(-4, -0.5), self.power(-1, 1), self.power(-4, -1)
 
     def leaf(self, shape: tuple[int, ...], low: float = -2, high: float = 2) -> Any:
@@ -221,18 +222,18 @@ def adam(d: Draw) -> Case:
     warm = 0.0, d.lr, 9, 30, d.lr / 7
     penalty = optax.add_decayed_weights(d.decay)
     theirs, ours = [
-        (optax.adam(d.lr, *d.adam), rc.adam(d.lr, *d.adam)),
+        (optax.adam(d.lr, *d.adam), rc.adam(d.lr, *d.paired)),
         (
             optax.adam(wide(optax.cosine_decay_schedule(*args)), *d.adam),
-            rc.adam(rc.cosine_decay_schedule(*args), *d.adam),
+            rc.adam(rc.cosine_decay_schedule(*args), *d.paired),
         ),
         (
             optax.adam(wide(optax.warmup_cosine_decay_schedule(*warm)), *d.adam),
-            rc.adam(rc.warmup_cosine_decay_schedule(*warm), *d.adam),
+            rc.adam(rc.warmup_cosine_decay_schedule(*warm), *d.paired),
         ),
         (
             optax.chain(penalty, optax.adam(d.lr, *d.adam)),
-            rc.adam(d.lr, *d.adam, weight_decay=d.decay),
+            rc.adam(d.lr, *d.paired, weight_decay=d.decay),
         ),
     ][d.whole(0, 4)]
     return Case(theirs, ours, ADAM)
@@ -241,9 +242,9 @@ def adam(d: Draw) -> Case:
 def adamw(d: Draw) -> Case:
     theirs = partial(optax.adamw, d.lr, *d.adam, weight_decay=d.decay)
     if d.flag():
-        return Case(theirs(), rc.adamw(d.lr, *d.adam, d.decay), ADAM, moves=False)
+        return Case(theirs(), rc.adamw(d.lr, *d.paired, d.decay), ADAM, moves=False)
     masked = rc.masked(rc.add_decayed_weights(d.decay), d.mask)
-    ours = rc.chain(rc.scale_by_adam(*d.adam), masked, rc.scale_by_learning_rate(d.lr))
+    ours = rc.chain(rc.scale_by_adam(*d.paired), masked, rc.scale_by_learning_rate(d.lr))
     return Case(theirs(mask=d.mask), ours, ADAM)
 
 
@@ -268,30 +269,30 @@ def lion(d: Draw) -> Case:
     args = d.lr, d.between(0.5, 0.99), d.between(0.5, 0.999)
     decay = d.decay if d.flag() else 0.0
     theirs = optax.lion(*args, weight_decay=decay)
-    return Case(theirs, rc.lion(*args, decay), {"exp_avg": "mu"}, moves=False)
+    return Case(theirs, rc.lion(args[0], args[1:], decay), {"exp_avg": "mu"}, moves=False)
 
 
 def moments(theirs: Any, ours: Any, **states: str) -> Callable[[Draw], Case]:
     """A case of beta1, beta2, eps."""
-    return lambda d: Case(theirs(*d.adam), ours(*d.adam), states or ADAM)
+    return lambda d: Case(theirs(*d.adam), ours(*d.paired), states or ADAM)
 
 
 def rates(theirs: Any, ours: Any, **states: str) -> Callable[[Draw], Case]:
     """A case of a learning rate, beta1, beta2, eps."""
-    return lambda d: Case(theirs(d.lr, *d.adam), ours(d.lr, *d.adam), states or ADAM)
+    return lambda d: Case(theirs(d.lr, *d.adam), ours(d.lr, *d.paired), states or ADAM)
 
 
 def radam(d: Draw) -> Case:
     """With eps = 0, as theirs is added after the root is debiased, torch's before."""
-    return Case(optax.radam(d.lr, *d.betas, 0.0), rc.radam(d.lr, *d.betas, 0.0), ADAM)
+    return Case(optax.radam(d.lr, *d.betas, 0.0), rc.radam(d.lr, d.betas, 0.0), ADAM)
 
 
 def adan(d: Draw, link: bool = False) -> Case:
     args = (*d.betas, d.between(0.5, 0.99), d.power(-8, -2), d.power(-8, -2))
     states = {"exp_avg": "m", "exp_avg_diff": "v", "exp_avg_sq": "n", "previous_grad": "g"}
     if link:
-        return Case(optax.scale_by_adan(*args), rc.scale_by_adan(*args), states)
-    ours = rc.adan(d.lr, *args, weight_decay=d.decay)
+        return Case(optax.scale_by_adan(*args), rc.scale_by_adan(args[:3], *args[3:]), states)
+    ours = rc.adan(d.lr, args[:3], *args[3:], weight_decay=d.decay)
     return Case(optax.adan(d.lr, *args, d.decay), ours, states, moves=False)
 
 
@@ -315,7 +316,7 @@ def trust_ratio(d: Draw) -> Case:
 
 def lamb(d: Draw) -> Case:
     theirs = optax.lamb(d.lr, *d.adam, weight_decay=d.decay)
-    return Case(theirs, rc.lamb(d.lr, *d.adam, d.decay), ADAM)
+    return Case(theirs, rc.lamb(d.lr, *d.paired, d.decay), ADAM)
 
 
 def lars(d: Draw) -> Case:
@@ -340,7 +341,7 @@ def stateless(d: Draw) -> Case:
 def masked(d: Draw) -> Case:
     if d.flag():
         theirs = optax.masked(optax.adam(0.1, *d.adam), d.mask)
-        return Case(theirs, rc.masked(rc.adam(0.1, *d.adam), d.mask))
+        return Case(theirs, rc.masked(rc.adam(0.1, *d.paired), d.mask))
     wide_leaves = partial(tree_map, lambda x: x.ndim > 1)
     return Case(optax.masked(optax.scale(0.0), wide_leaves), rc.masked(rc.scale(0.0), wide_leaves))
 
@@ -348,7 +349,7 @@ def masked(d: Draw) -> Case:
 def partition(d: Draw) -> Case:
     labels = tree_map(lambda m: "one" if m else "two", d.mask)
     theirs = {"one": optax.adam(d.lr, *d.adam), "two": optax.sgd(0.1, 0.9)}
-    ours = {"one": rc.adam(d.lr, *d.adam), "two": rc.sgd(0.1, 0.9)}
+    ours = {"one": rc.adam(d.lr, *d.paired), "two": rc.sgd(0.1, 0.9)}
     return Case(optax.partition(theirs, labels), rc.partition(ours, labels))
 
 
@@ -361,7 +362,9 @@ def if_finite(d: Draw) -> Case:
 def conditionally(d: Draw) -> Case:
     k, args = d.whole(2, 6), d.adam
     theirs = optax.conditionally_transform(optax.scale_by_adam(*args), lambda step: step % k != 0)
-    return Case(theirs, rc.conditionally(rc.scale_by_adam(*args), lambda _, step: step % k != 0))
+    return Case(
+        theirs, rc.conditionally(rc.scale_by_adam(*d.paired), lambda _, step: step % k != 0)
+    )
 
 
 def multi_steps(d: Draw) -> Case:
@@ -375,7 +378,7 @@ def multi_steps(d: Draw) -> Case:
 def lookahead(d: Draw) -> Case:
     args = d.whole(1, 5), d.between(0, 1)
     theirs = optax.lookahead(optax.adam(0.1, *d.adam), *args)
-    return Case(theirs, rc.lookahead(rc.adam(0.1, *d.adam), *args), slow=True, moves=False)
+    return Case(theirs, rc.lookahead(rc.adam(0.1, *d.paired), *args), slow=True, moves=False)
 
 
 CASES: dict[str, Callable[[Draw], Case]] = {
@@ -401,20 +404,22 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "ema, biased": partial(ema, debias=False),
     "add_decayed_weights": decayed,
     "box": nonnegative,
-    "scale_by_adam": lambda d: Case(optax.scale_by_adam(*d.adam), rc.scale_by_adam(*d.adam), ADAM),
+    "scale_by_adam": lambda d: Case(
+        optax.scale_by_adam(*d.adam), rc.scale_by_adam(*d.paired), ADAM
+    ),
     "scale_by_amsgrad": lambda d: Case(
-        optax.scale_by_amsgrad(*d.adam), rc.scale_by_amsgrad(*d.adam)
+        optax.scale_by_amsgrad(*d.adam), rc.scale_by_amsgrad(*d.paired)
     ),
     "scale_by_rms": roots(optax.scale_by_rms, rc.scale_by_rms),
     "scale_by_stddev": roots(optax.scale_by_stddev, rc.scale_by_stddev),
     "scale_by_lion": lambda d: Case(
-        optax.scale_by_lion(*d.betas), rc.scale_by_lion(*d.betas), {"exp_avg": "mu"}
+        optax.scale_by_lion(*d.betas), rc.scale_by_lion(d.betas), {"exp_avg": "mu"}
     ),
     "scale_by_adamax": moments(
         optax.scale_by_adamax, rc.scale_by_adamax, exp_avg="mu", exp_inf="nu"
     ),
     "scale_by_radam": lambda d: Case(
-        optax.scale_by_radam(*d.betas, 0.0), rc.scale_by_radam(*d.betas, 0.0), ADAM
+        optax.scale_by_radam(*d.betas, 0.0), rc.scale_by_radam(d.betas, 0.0), ADAM
     ),
     "scale_by_belief": moments(
         optax.scale_by_belief, rc.scale_by_belief, exp_avg="mu", exp_avg_var="nu"

@@ -18,7 +18,7 @@ from ..states import Group
 def _adam(group: Group, grad: Tensor, state: Group) -> Any:
     link = scale_by_amsgrad if group["amsgrad"] else scale_by_adam
     kept = {**{k: state[k] for k in link.definition.keys - {"count"}}, "count": state["step"]}
-    return link.function(grad, *group["betas"], group["eps"], state=kept)
+    return link.function(grad, group["betas"], group["eps"], state=kept)
 
 
 def _rmsprop(group: Group, grad: Tensor, state: Group) -> Any:

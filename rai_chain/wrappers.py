@@ -1,7 +1,8 @@
 """Wrappers: links around pipelines, and what they are written with."""
 
-from .core.wrapper import Wrapper, both, choose, remember, zeros
+from .core.wrapper import Wrapper
 from .data.hyper import Flag, Range
+from .data.leaves import both, choose, remember, zeros
 from .links.parts import masked, partition
 from .links.wrappers import (
     accumulate,

@@ -28,6 +28,7 @@ class Link(GradientTransformation):
         values: hyperparameter -> value.
         updates: whether the result is an update to add.
         trees: the keys of the state that hold a tree like the params.
+        completes: the first step adds to the state that `start` makes.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Link(GradientTransformation):
     needs: frozenset[str] = frozenset()  # named inputs
     updates: bool = False
     trees: frozenset[str] = frozenset()
+    completes: bool = False
     inners: Mapping[str, GradientTransformation] = {}  # of a wrapper
 
     @property

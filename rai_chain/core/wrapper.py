@@ -1,5 +1,6 @@
 """Links around pipelines: what `masked`, `accumulate` and the other combinators have in common."""
 
+import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
@@ -9,13 +10,12 @@ from torch import Tensor
 
 from ..data.checks import add, shares_memory
 from ..data.hyper import Rule, evaluated, has_schedule, show
+from ..data.leaves import device_of
 from ..data.tree import (
     Leaves,
     Spec,
     Tree,
-    flatten,
     leaf_paths,
-    leaves_like,
     present,
     presented,
     spread_over,
@@ -48,6 +48,7 @@ class Wrapper(Link):
     Example:
         >>> import torch
         >>> from rai_chain import Range, Wrapper, chain, scale
+        >>> from rai_chain.wrappers import choose
         >>> class Every(Wrapper):
         ...     own = {"n": Range(1, whole=True)}
         ...
@@ -91,6 +92,7 @@ class Wrapper(Link):
         inside = [link for t in self.inners.values() for link in t.links]
         self.phase = self.common_phase({link.phase for link in inside})
         self.updates = any(t.updates for t in self.inners.values())
+        self.completes = any(link.completes for link in inside)
         self.needs = frozenset().union(*(link.needs for link in inside))
         self.needs_params = self.phase != "gradient" or any(k.needs_params for k in inside)
         self.values = {name: options[name] for name in cls.own}
@@ -175,7 +177,9 @@ class Wrapper(Link):
 
     def passed(self, leaves: Leaves, run: Run) -> Leaves:
         """What comes out where there is no wrapper: the leaves, or the parameters moved by them."""
-        return both(add, run.params or [], leaves) if self.phase == "step" else list(leaves)
+        if self.phase != "step":
+            return list(leaves)
+        return [add(p, leaf) for p, leaf in zip(run.params or [], leaves, strict=True)]
 
     # ------------------------------------------------------------------ the link
 
@@ -312,16 +316,32 @@ class Wrapper(Link):
         return [x if flag else None for x, flag in zip(leaves, flags, strict=True)], part
 
     def _flags(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool] | None:
-        """`seen`, asked once for each tree."""
+        """`seen`, asked once for each tree; one that may look at tensors, for the same tensors."""
         if torch.compiler.is_compiling() or type(self).seen is Wrapper.seen:
             return self.seen(prefix, leaves, spec)
-        shapes = [None if leaf is None else leaf.shape for leaf in leaves]
-        known: Any = self._known.get(prefix, (None, ()))
-        same = known[0] is spec or (known[0] is not None and known[0] == spec)
-        if not same or any(s not in (None, k) for s, k in zip(shapes, known[1], strict=True)):
-            known = self._known[prefix] = spec, shapes, self.seen(prefix, leaves, spec)
-        flags: list[bool] | None = known[2]
+        known: Any = self._known.get(prefix)
+        same = known is not None and (known[0] is spec or known[0] == spec)
+        if not same or not _are(leaves, *known[1:3]):
+            looks = any(map(callable, self.options.values()))
+            facts = [_facts(looks, leaf) for leaf in leaves]
+            known = self._known[prefix] = spec, looks, facts, self.seen(prefix, leaves, spec)
+        flags: list[bool] | None = known[3]
         return flags
+
+
+def _facts(looks: bool, leaf: Tensor | None) -> Any:
+    """What is remembered of a tensor: which it was, where a function may look at it."""
+    if leaf is None:
+        return None
+    return weakref.ref(leaf) if looks else (leaf.shape, leaf.dtype)
+
+
+def _are(leaves: Leaves, looks: bool, facts: list[Any]) -> bool:
+    """Whether these are the tensors that are remembered, or some of them alike."""
+    pairs = zip(leaves, facts, strict=True)
+    if looks:
+        return all(leaf is (fact and fact()) for leaf, fact in pairs)
+    return all(leaf is None or fact == (leaf.shape, leaf.dtype) for leaf, fact in pairs)
 
 
 class Sorted(Chain):
@@ -367,51 +387,6 @@ def chosen_by(
             return by_path
         given = given(unflatten(list(leaves), spec))
     return spread_over(given, spec, name)
-
-
-def device_of(leaves: Leaves) -> torch.device:
-    """Where the leaves are."""
-    return next((leaf.device for leaf in leaves if leaf is not None), torch.device("cpu"))
-
-
-def choose(condition: Tensor, new: Any, old: Any) -> Any:
-    """Leaf by leaf `new` where the condition holds, else `old`.
-
-    A state that its first step completes, as that of `from_torch`, is chosen as a whole: the
-    condition is read then, which is possible as such a link is never traced.
-    """
-    leaves, spec = flatten(new)
-    try:
-        others = leaves_like(old, spec, "state", "the new state")
-    except ValueError:
-        return new if bool(condition) else old
-    pairs = zip(leaves, others, strict=True)
-    return unflatten(
-        [torch.where(condition, a, b) if isinstance(a, Tensor) else a for a, b in pairs], spec
-    )
-
-
-def zeros(leaves: Leaves, spec: Spec) -> Tree:
-    """A tree of zeros like the leaves, in float32 where they are of a half type."""
-    made: Leaves = [
-        None
-        if leaf is None
-        else torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
-        for leaf in leaves
-    ]
-    return present(made, spec)
-
-
-def both(function: Callable[[Any, Any], Any], a: Leaves, b: Leaves) -> Leaves:
-    """A function of two tensors, leaf by leaf; None stays."""
-    pairs = zip(a, b, strict=True)
-    return [None if x is None or y is None else function(x, y) for x, y in pairs]
-
-
-def remember(function: Callable[[Any, Any], Any], kept: Leaves, leaves: Leaves) -> Leaves:
-    """What is kept, changed by each leaf that is there: ``function(kept, leaf)``."""
-    pairs = zip(kept, leaves, strict=True)
-    return [x if x is None or y is None else function(x, y) for x, y in pairs]
 
 
 def _rebuild(cls: Any, inners: Inners, options: dict[str, Any]) -> Link:

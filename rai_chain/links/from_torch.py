@@ -39,6 +39,7 @@ class FromTorch(Link):
 
     phase = "step"
     needs_params = True
+    completes = True
     kind: type[Optimizer]
     options: dict[str, Any]
     _instance: Optimizer

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
-from ..core.wrapper import Wrapper, both, choose, device_of, remember, zeros
+from ..core.wrapper import Wrapper
 from ..data.hyper import Flag, Range
+from ..data.leaves import both, choose, device_of, remember, zeros
 from ..data.tree import Leaves, Spec, Tree, present, unflatten
 from ..engine.function import column_of
 from ..engine.run import Phase, Run, State
@@ -263,9 +264,13 @@ class Lookahead(Wrapper):
         fast, inside = self.through(leaves, state, run, values)
         slow, rate = column_of(state, "slow", run.spec), own["slow_step_size"]
         sync = (state["step"] + 1) % own["sync_period"] == 0
-        moved = remember(lambda s, f: (s + rate * (f - s)).to(s.dtype), slow, fast)
+        seen = [None if leaf is None else f for leaf, f in zip(leaves, fast, strict=True)]
+        moved = remember(lambda s, f: (s + rate * (f - s)).to(s.dtype), slow, seen)
         met = choose(sync, moved, slow)
-        return choose(sync, met, fast), {"inner": {"": inside}, "slow": present(met, run.spec)}
+        out = choose(
+            sync, [f if g is None else s for f, g, s in zip(fast, seen, met, strict=True)], fast
+        )
+        return out, {"inner": {"": inside}, "slow": present(met, run.spec)}
 
 
 def lookahead(

@@ -3,7 +3,8 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -13,12 +14,12 @@ from ..core.link import FunctionLink, Link
 from ..data.checks import check_leaves, overlaps
 from ..data.hyper import Flag
 from . import fast
-from .bound import Binding, Bound, Work, shares_groups
+from .bound import Binding, Work
 from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
 from .hooks import HOOKS, HookMethods, hooks_of
-from .inner import Aside, build, builds, complete, groups_of
+from .inner import Aside, build, builds, complete, groups_of, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .states import STATES, Group
 
@@ -76,6 +77,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     _graphs: dict[Any, Any] | None  # of `compile`; None where it has been given up
     _pending: list[Work] | None = None  # the step that is being taken
     _shared: frozenset[str] = frozenset()
+    _step_keys: Mapping[str, str] = MappingProxyType({})  # qualified keys of a link that steps
     _qualifies: bool = False  # whether a key that several read gets a name for each of them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -149,6 +151,9 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             self._pipeline = lay(self._running, scheduled=scheduled)
             self._default(self._pipeline)
         self._pipeline.label = self._label
+        self._pipeline.aliases |= self._step_keys
+        if self._pipeline.known is not None:
+            self._pipeline.known |= self._step_keys.keys()
         if isinstance(self.inner_opt, Binding):
             self.inner_opt._pipeline.known = None  # it cannot know the keys of what is around it
         known = self._pipeline.known
@@ -217,17 +222,9 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
         if owner := self._owner and self._owner():
             owner.add_param_group(param_group)
             return
-        params = param_group["params"]
-        if not isinstance(params, (torch.Tensor, set)):
-            params = list(params)
-        items = [params] if isinstance(params, torch.Tensor) else params
-        tensors = [p[1] if isinstance(p, tuple) else p for p in items]
-        known = [p for p in tensors if isinstance(p, torch.Tensor)]  # torch refuses the others
-        new = {**self.defaults, **param_group, "params": known}
-        bound = self._read(Bound(self._pipeline, new))
+        bound = self._read_new(param_group)
         if self._compile:
             fast.check_compile(self, [bound])
-        param_group["params"] = params
         self.inner_opt.add_param_group(param_group)
         self._bind()
 

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from ..core.link import Link
 from ..core.pipeline import Values, refuse_key
@@ -334,16 +333,23 @@ class Binding:
     _pipeline: Pipeline
     _bounds: dict[int, Bound]
     param_groups: list[Group]
+    defaults: Group
     state: Any
 
     def _bind(self) -> Sequence[Bound]:
         """A bound pipeline for each group; where a value is another, all are checked first."""
         groups, bounds = self.param_groups, self._bounds
         known = [bounds.get(id(group)) for group in groups]
-        if len(known) == len(bounds) and all(
-            b is not None and b.group is g and b.holds() for b, g in zip(known, groups, strict=True)
-        ):
-            return known  # type: ignore[return-value]
+        first = 0
+        for bound, group in zip(known, groups, strict=True):
+            if bound is None or bound.group is not group or not bound.holds():
+                break
+            if bound.first != first:
+                break
+            first += len(bound.params)
+        else:
+            if len(known) == len(bounds):
+                return known  # type: ignore[return-value]
         found = []
         for group in groups:
             bound = bounds[id(group)] = self._bound_of(group)
@@ -356,10 +362,10 @@ class Binding:
             for i, new in zip(changed, news, strict=True):
                 new.accept(found[i])
                 found[i] = self._bounds[id(new.group)] = new
-            first = 0
-            for bound in found:
-                bound.first = first
-                first += len(bound.params)
+        first = 0
+        for bound in found:
+            bound.first = first
+            first += len(bound.params)
         return found
 
     def _read(self, bound: Bound, check: Callable[[Bound], None] | None = None) -> Bound:
@@ -370,6 +376,17 @@ class Binding:
         new.begin(self.state)
         return new
 
+    def _read_new(self, param_group: Group) -> Bound:
+        """A param group that is to be added, read and checked."""
+        params = param_group["params"]
+        if not isinstance(params, (Tensor, set)):
+            param_group["params"] = params = list(params)
+        items = [params] if isinstance(params, Tensor) else params
+        tensors = [p[1] if isinstance(p, tuple) else p for p in items]
+        known = [p for p in tensors if isinstance(p, Tensor)]  # torch refuses the others
+        new = {**self.defaults, **param_group, "params": known}
+        return self._read(Bound(self._pipeline, new))
+
     def _bound_of(self, group: Group) -> Bound:
         """What is known of a group."""
         bound = self._bounds.get(id(group))
@@ -377,8 +394,12 @@ class Binding:
         return bound if known else Bound(self._pipeline, group)  # type: ignore[return-value]
 
     def _schedules(self) -> list[Group]:
-        """The schedules of each group, for copies and pickles."""
-        return [self._bound_of(group).schedules for group in self.param_groups]
+        """The schedules of each group that still run, for copies and pickles."""
+        rows = [(self._bound_of(group), group) for group in self.param_groups]
+        return [
+            {k: v for k, v in bound.schedules.items() if group.get(k) is bound.shown.get(k)}
+            for bound, group in rows
+        ]
 
     def _rebind(self, schedules: Sequence[Group]) -> None:
         """Bind groups that were loaded or copied, with the schedules of each."""
@@ -387,25 +408,3 @@ class Binding:
             old = Bound(self._pipeline, group, own)
             old.tried = True
             self._bounds[id(group)] = old.resumed(group)
-
-
-def shares_groups(cls: type[Optimizer]) -> type[Optimizer]:
-    """A class whose `param_groups`, `defaults` and `state` are those of its `inner_opt`."""
-
-    def shared(name: str) -> property:
-        def get(self: Any) -> Any:
-            inner = self.__dict__.get("inner_opt")
-            return self.__dict__[name] if inner is None else getattr(inner, name)
-
-        def put(self: Any, value: Any) -> None:
-            inner = self.__dict__.get("inner_opt")
-            if inner is None:
-                self.__dict__[name] = value
-            else:
-                setattr(inner, name, value)
-
-        return property(get, put)
-
-    for name in ("param_groups", "defaults", "state"):
-        setattr(cls, name, shared(name))
-    return cls

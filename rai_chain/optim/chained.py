@@ -157,9 +157,11 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
                     )
                 if isinstance(link, FromTorch):
                     InnerOpt, inner_opt_kwargs = link.kind, dict(link.options)
+                    self._step_keys = {f"{name}.{n}": n for n in link.values if n not in OWN}
                 else:
                     keys = {n: f"{name}.{n}" if n in OWN else n for n in link.values}
                     InnerOpt = partial(StepOptimizer, link=link, keys=keys, name=name)
+                    self._step_keys = {f"{name}.{n}": key for n, key in keys.items()}
         if InnerOpt is SGD and any(link.updates for link, _ in links):
             if not inner_opt_kwargs:
                 InnerOpt = partial(StepOptimizer, link=add_updates(), name=ADDS)

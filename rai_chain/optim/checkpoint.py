@@ -2,6 +2,7 @@
 
 import contextlib
 import copyreg
+import functools
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -14,7 +15,7 @@ from .bound import Binding, Bound
 from .drawn import DrawnTopQ
 from .hooks import Hooks
 from .layout import Pipeline
-from .states import ENDED, LINKS, STATES, Group, moved, take_apart, unseen
+from .states import ENDED, LINKS, STATES, UNSEEN, Group, moved, take_apart, unseen
 
 _OF_TORCH = ("_opt_called", "_zero_grad_profile_name", "step")
 _MADE_AGAIN = ("defaults", "state", "param_groups", "_bounds", "_pending", "_graphs", "_owner")
@@ -102,6 +103,8 @@ def load(
     schedules: list[list[Group]] = [[] for _ in optimizers]
     links: dict[Tensor, Group] = {}
     merged = list(saved)
+    held = {name for own in state_dict["state"].values() for name in own.get(LINKS, {})}
+    there = held.union(*(group.get(STATES, {}) for group in saved)) - {ENDED}
     if [len(g["params"]) for g in saved] == [
         len(g["params"]) for g in groups
     ]:  # else torch refuses
@@ -114,7 +117,7 @@ def load(
                 bound = one._bound_of(own).resumed(loaded)
                 one._pipeline.check_numbers(loaded)
                 schedules[place].append(bound.schedules)
-                one._read(bound, lambda new, own=states: _check(new, own, links))  # type: ignore[misc]
+                one._read(bound, lambda new, own=states: _check(new, own, there, links))  # type: ignore[misc]
             _check_names(optimizers, new.get(STATES, {}), states)
     loader({**state_dict, "param_groups": merged})
     for group in optimizers[0].param_groups:
@@ -138,14 +141,20 @@ def _check_names(optimizers: Sequence[Binding], once: Group, states: list[Group]
             raise ValueError(f"`{STATES}` must be of this chain  Got: the state of {name!r}")
 
 
-def _check(bound: Bound, states: list[Group], links: dict[Tensor, Group]) -> None:
-    """Refuse saved states that are not those of these links and parameters; cast the others."""
-    once = bound.group.get(STATES, {})
-    if not once and not any(LINKS in own for own in states):
-        return  # it was saved before the first step, or by an optimizer without links
-    pipeline = bound.pipeline
-    for link, name, values in zip(pipeline.links, pipeline.names, bound.values, strict=True):
+def _check(bound: Bound, states: list[Group], there: set[str], links: dict[Tensor, Group]) -> None:
+    """Refuse saved states that are not those of these links and parameters; cast the others.
+
+    A link starts anew where a group or a parameter has nothing of it: there was no gradient yet.
+    One of which nothing is anywhere, beside others, is of another chain.
+    """
+    once, pipeline = bound.group.get(STATES, {}), bound.pipeline
+    rows = list(zip(pipeline.links, pipeline.names, bound.values, strict=True))
+    for link, name, values in rows:
         if not link.keeps(values):
+            continue
+        if there and name not in there:
+            _fitted(name, None, {})
+        if name not in once and not any(name in own.get(LINKS, {}) for own in states):
             continue
         fresh = link.start(list(bound.params), bound.run(), values)
         parts, rest = take_apart(link, fresh, bound.spec)
@@ -154,26 +163,37 @@ def _check(bound: Bound, states: list[Group], links: dict[Tensor, Group]) -> Non
             if isinstance(once.get(name, {}), dict)
             else once[name]
         )
+        grows = link.completes
         if rest or saved:
-            _fitted(name, saved, rest, idle=True)
+            _fitted(name, saved, rest, idle=True, grows=grows)
         parts = [part or unseen(p) for p, part in zip(bound.params, parts, strict=True)]
-        if link.keeps_leaves and not any(name in own.get(LINKS, {}) for own in states):
-            _fitted(name, None, parts)
         for p, part, own in zip(bound.params, parts, states, strict=True):
-            held = own.get(LINKS)
-            if held is not None and link.keeps_leaves:
-                links.setdefault(p, {})[name] = _fitted(name, held.get(name), part)
+            held = own.get(LINKS, {})
+            beside = any(n in held for k, n, _ in rows if k.phase == link.phase)
+            if beside and link.keeps_leaves:
+                fitted = _fitted(name, held.get(name), part, grows=grows)
+                links.setdefault(p, {})[name] = fitted
 
 
-def _fitted(name: str, saved: Any, fresh: Any, idle: bool = False) -> Any:
-    """What was saved, in the dtypes of what is fresh; ValueError where it has another form."""
+def _fitted(name: str, saved: Any, fresh: Any, *, idle: bool = False, grows: bool = False) -> Any:
+    """What was saved, in the dtypes of what is fresh; ValueError where it has another form.
+
+    Args:
+        name: of the link.
+        saved: from a checkpoint.
+        fresh: as the link starts it.
+        idle: whether a step or a seed may be there in one of them only.
+        grows: whether the first step adds to what is fresh.
+    """
+    fit = functools.partial(_fitted, name, idle=idle, grows=grows)
     if isinstance(fresh, dict) and isinstance(saved, dict):
         counters = {"step", "seed"} if idle else set()
-        if saved.keys() - counters == fresh.keys() - counters:
-            return {k: _fitted(name, v, fresh.get(k, v), idle) for k, v in saved.items()}
+        same = saved.keys() - counters == fresh.keys() - counters
+        if same or (grows and fresh.keys() - {UNSEEN} <= saved.keys()):
+            return {k: fit(v, fresh.get(k, v)) for k, v in saved.items()}
     elif isinstance(fresh, (list, tuple)) and isinstance(saved, (list, tuple)):
         if len(fresh) == len(saved):
-            return [_fitted(name, s, f, idle) for s, f in zip(saved, fresh, strict=True)]
+            return [fit(s, f) for s, f in zip(saved, fresh, strict=True)]
     elif isinstance(fresh, Tensor) and isinstance(saved, Tensor):
         alike = saved.shape == fresh.shape and saved.layout == fresh.layout
         kinds = [(t.is_floating_point(), t.is_complex(), t.is_meta) for t in (saved, fresh)]

@@ -60,3 +60,25 @@ def build(InnerOpt: Any, groups: Any, kwargs: Group) -> tuple[Optimizer, Group]:
     for group, more in zip(inner.param_groups, later, strict=False):
         group.update(more)
     return inner, {k: v for more in (scheduled, *later) for k, v in more.items()}
+
+
+def shares_groups(cls: type[Optimizer]) -> type[Optimizer]:
+    """A class whose `param_groups`, `defaults` and `state` are those of its `inner_opt`."""
+
+    def shared(name: str) -> property:
+        def get(self: Any) -> Any:
+            inner = self.__dict__.get("inner_opt")
+            return self.__dict__[name] if inner is None else getattr(inner, name)
+
+        def put(self: Any, value: Any) -> None:
+            inner = self.__dict__.get("inner_opt")
+            if inner is None:
+                self.__dict__[name] = value
+            else:
+                setattr(inner, name, value)
+
+        return property(get, put)
+
+    for name in ("param_groups", "defaults", "state"):
+        setattr(cls, name, shared(name))
+    return cls

@@ -98,8 +98,9 @@ class Keeper:
     def commit(self, group: Group, state: Any, leaves: Leaves, new: Any, spec: Spec) -> None:
         """Keep the state after a step."""
         parts, once = take_apart(self.link, new, spec)
-        if once:
-            group[STATES] = {**group.get(STATES, {}), self.name: once}
+        idle = self.link.keeps_leaves and all(leaf is None for leaf in leaves)
+        if once or idle:  # so that a checkpoint tells a link that waits from one that is not there
+            group[STATES] = {**group.get(STATES, {}), self.name: once or {}}
         for p, part, leaf in zip(group["params"], parts, leaves, strict=True):
             if leaf is not None and self.link.keeps_leaves:
                 held = state[p]

@@ -51,6 +51,7 @@ class StepOptimizer(Binding, Optimizer):
         keys = {n: n for n in link.values} if keys is None else keys
         self._pipeline, self._bounds = Pipeline(label=type(self).__name__), {}
         self._pipeline.add(link, name or link.names[0], keys)
+        self._pipeline.aliases |= {f"{name}.{n}": key for n, key in keys.items() if name}
         super().__init__(params, {key: link.values[n] for n, key in keys.items()})
         self._bind()
 
@@ -69,7 +70,6 @@ class StepOptimizer(Binding, Optimizer):
             with torch.enable_grad():
                 loss = closure()
         work = [Work(bound, [p.grad for p in bound.params]) for bound in self._bind()]
-        work = [one for one in work if any(grad is not None for grad in one.leaves)]
         for one in work:
             check_leaves(one.leaves, one.bound.spec, "grads")
             one.prepare(self.state)
@@ -81,6 +81,8 @@ class StepOptimizer(Binding, Optimizer):
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a param group; what it does not give it takes from `defaults`."""
+        if self._bounds:
+            self._read_new(param_group)
         super().add_param_group(param_group)
         if self._bounds:
             self._bind()

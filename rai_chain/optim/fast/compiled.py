@@ -77,9 +77,15 @@ class CompiledStep:
             return
         groups = [self._numbers({k: one.bound.group[k] for k in self.keys}) for one in work]
         state = self.inner.state
+        off = [
+            {"momentum_buffer"} if not one.bound.group.get("momentum", 1) else () for one in work
+        ]
         states = [
-            [{k: v for k, v in state[p].items() if torch.is_tensor(v)} for p in own]
-            for own in params
+            [
+                {k: v for k, v in state[p].items() if torch.is_tensor(v) and k not in out}
+                for p in own
+            ]
+            for own, out in zip(params, off, strict=True)
         ]
         self.graphs[0](params, grads, values, groups, states)
 

@@ -1,0 +1,54 @@
+"""Leaf by leaf: what wrappers do with lists of tensors in which some are missing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .tree import Leaves, Spec, Tree, flatten, leaves_like, present, unflatten
+
+
+def device_of(leaves: Leaves) -> torch.device:
+    """Where the leaves are."""
+    return next((leaf.device for leaf in leaves if leaf is not None), torch.device("cpu"))
+
+
+def choose(condition: Tensor, new: Any, old: Any) -> Any:
+    """Leaf by leaf `new` where the condition holds, else `old`.
+
+    A state that its first step completes, as that of `from_torch`, is chosen as a whole: the
+    condition is read then, which is possible as such a link is never traced.
+    """
+    leaves, spec = flatten(new)
+    try:
+        others = leaves_like(old, spec, "state", "the new state")
+    except ValueError:
+        return new if bool(condition) else old
+    pairs = zip(leaves, others, strict=True)
+    return unflatten(
+        [torch.where(condition, a, b) if isinstance(a, Tensor) else a for a, b in pairs], spec
+    )
+
+
+def zeros(leaves: Leaves, spec: Spec) -> Tree:
+    """A tree of zeros like the leaves, in float32 where they are of a half type."""
+    made: Leaves = [
+        None
+        if leaf is None
+        else torch.zeros_like(leaf, dtype=torch.promote_types(leaf.dtype, torch.float32))
+        for leaf in leaves
+    ]
+    return present(made, spec)
+
+
+def both(function: Callable[[Any, Any], Any], a: Leaves, b: Leaves) -> Leaves:
+    """A function of two tensors, leaf by leaf; None stays."""
+    pairs = zip(a, b, strict=True)
+    return [None if x is None or y is None else function(x, y) for x, y in pairs]
+
+
+def remember(function: Callable[[Any, Any], Any], kept: Leaves, leaves: Leaves) -> Leaves:
+    """What is kept, changed by each leaf that is there: ``function(kept, leaf)``."""
+    pairs = zip(kept, leaves, strict=True)
+    return [x if x is None or y is None else function(x, y) for x, y in pairs]

@@ -2,93 +2,100 @@
 
 from typing import Any, Literal, TypeAlias
 
-from torch import Generator, Tensor
+from torch import Tensor
+
+from . import optim as optim
+from . import random as random
+from .core.chain import chain as chain
+from .core.chain import named_chain as named_chain
+from .core.define import elementwise as elementwise
+from .core.define import leafwise as leafwise
+from .core.define import rowwise as rowwise
+from .core.define import treewise as treewise
+from .core.foreign import stateless as stateless
 from .core.link import FunctionLink
-from .data.hyper import Schedule
-from .data.hyper import Flag as Flag
-from .core.pipeline import GradientTransformation as GradientTransformation
 from .core.link import Link as Link
-from .data.hyper import Range as Range
+from .core.pipeline import GradientTransformation as GradientTransformation
 from .core.wrapper import Wrapper as Wrapper
-from .links.wrappers import accumulate as accumulate
+from .data.hyper import Flag as Flag
+from .data.hyper import Range as Range
+from .data.hyper import Schedule
+from .data.rows import to_batch as to_batch
 from .links.adam import adabelief as adabelief
-from .links.optimizers import adadelta as adadelta
-from .links.matrices import adafactor as adafactor
-from .links.optimizers import adagrad as adagrad
 from .links.adam import adam as adam
 from .links.adam import adamax as adamax
 from .links.adam import adamw as adamw
 from .links.adam import adan as adan
-from .links.wrappers import apply_if_finite as apply_if_finite
-from .links.descent import apply_updates as apply_updates
+from .links.adam import nadam as nadam
+from .links.adam import radam as radam
+from .links.adam import yogi as yogi
 from .links.averages import averaged_params as averaged_params
-from .core.chain import chain as chain
-from .links.wrappers import conditionally as conditionally
-from .links.schedules import constant_schedule as constant_schedule
-from .links.schedules import cosine_decay_schedule as cosine_decay_schedule
-from .links.cycles import cosine_onecycle_schedule as cosine_onecycle_schedule
-from .core.define import elementwise as elementwise
-from .links.wrappers import error_feedback as error_feedback
-from .links.schedules import exponential_decay as exponential_decay
-from .links.from_torch import from_torch as from_torch
-from .links.record import global_norm as global_norm
 from .links.averages import incremental_update as incremental_update
-from .links.schedules import inverse_sqrt_schedule as inverse_sqrt_schedule
+from .links.averages import periodic_update as periodic_update
+from .links.clipping import per_example_global_norm_clip as per_example_global_norm_clip
+from .links.cycles import cosine_onecycle_schedule as cosine_onecycle_schedule
 from .links.cycles import join_schedules as join_schedules
+from .links.cycles import linear_onecycle_schedule as linear_onecycle_schedule
+from .links.cycles import sgdr_schedule as sgdr_schedule
+from .links.cycles import warmup_constant_schedule as warmup_constant_schedule
+from .links.cycles import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
+from .links.cycles import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
+from .links.cycles import warmup_stable_decay_schedule as warmup_stable_decay_schedule
+from .links.descent import apply_updates as apply_updates
+from .links.from_torch import from_torch as from_torch
 from .links.layerwise import lamb as lamb
 from .links.layerwise import lars as lars
-from .core.define import leafwise as leafwise
-from .links.cycles import linear_onecycle_schedule as linear_onecycle_schedule
-from .links.schedules import linear_schedule as linear_schedule
-from .links.optimizers import lion as lion
-from .links.wrappers import lookahead as lookahead
-from .links.parts import masked as masked
+from .links.matrices import adafactor as adafactor
 from .links.matrices import muon as muon
-from .links.adam import nadam as nadam
-from .core.chain import named_chain as named_chain
-from . import optim as optim
+from .links.optimizers import adadelta as adadelta
+from .links.optimizers import adagrad as adagrad
+from .links.optimizers import lion as lion
+from .links.optimizers import rmsprop as rmsprop
+from .links.optimizers import rprop as rprop
+from .links.optimizers import sgd as sgd
+from .links.parts import masked as masked
 from .links.parts import partition as partition
-from .links.clipping import per_example_global_norm_clip as per_example_global_norm_clip
-from .links.averages import periodic_update as periodic_update
-from .links.schedules import piecewise_constant_schedule as piecewise_constant_schedule
-from .links.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
-from .links.schedules import polynomial_schedule as polynomial_schedule
 from .links.projections import project_box as project_box
 from .links.projections import project_l1_ball as project_l1_ball
 from .links.projections import project_l2_ball as project_l2_ball
 from .links.projections import project_linf_ball as project_linf_ball
 from .links.projections import project_simplex as project_simplex
-from .links.adam import radam as radam
-from . import random as random
+from .links.record import global_norm as global_norm
 from .links.record import record as record
 from .links.record import records as records
-from .links.optimizers import rmsprop as rmsprop
-from .core.define import rowwise as rowwise
-from .links.optimizers import rprop as rprop
-from .links.optimizers import sgd as sgd
-from .links.cycles import sgdr_schedule as sgdr_schedule
 from .links.record import sparsity as sparsity
-from .core.foreign import stateless as stateless
-from .data.rows import to_batch as to_batch
-from .core.define import treewise as treewise
-from .links.cycles import warmup_constant_schedule as warmup_constant_schedule
-from .links.cycles import warmup_cosine_decay_schedule as warmup_cosine_decay_schedule
-from .links.cycles import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
-from .links.cycles import warmup_stable_decay_schedule as warmup_stable_decay_schedule
-from .links.adam import yogi as yogi
+from .links.schedules import constant_schedule as constant_schedule
+from .links.schedules import cosine_decay_schedule as cosine_decay_schedule
+from .links.schedules import exponential_decay as exponential_decay
+from .links.schedules import inverse_sqrt_schedule as inverse_sqrt_schedule
+from .links.schedules import linear_schedule as linear_schedule
+from .links.schedules import piecewise_constant_schedule as piecewise_constant_schedule
+from .links.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
+from .links.schedules import polynomial_schedule as polynomial_schedule
+from .links.wrappers import accumulate as accumulate
+from .links.wrappers import apply_if_finite as apply_if_finite
+from .links.wrappers import conditionally as conditionally
+from .links.wrappers import error_feedback as error_feedback
+from .links.wrappers import lookahead as lookahead
 
 __version__: str
-Hyper: TypeAlias = (
-    float | Tensor | Schedule | dict[str, Any] | list[Any] | tuple[Any, ...]
-)
+Hyper: TypeAlias = float | Tensor | Schedule | dict[str, Any] | list[Any] | tuple[Any, ...]
 
-def adaptive_grad_clip(clipping: Hyper, eps: Hyper = 0.001, *, param_ndim: int | None = ...) -> FunctionLink:
+def adaptive_grad_clip(
+    clipping: Hyper, eps: Hyper = 0.001, *, param_ndim: int | None = ...
+) -> FunctionLink:
     """Scale each row down to a fraction of the norm of its parameters; `update` needs `params`."""
 
 def add_decayed_weights(weight_decay: Hyper = 0.0) -> FunctionLink:
     """Add `weight_decay` times the parameter; `update` needs `params`."""
 
-def add_noise(eta: Hyper | None = None, gamma: Hyper = 0.55, std: Hyper | None = None, *, seed: int | Tensor = 0) -> FunctionLink:
+def add_noise(
+    eta: Hyper | None = None,
+    gamma: Hyper = 0.55,
+    std: Hyper | None = None,
+    *,
+    seed: int | Tensor = 0,
+) -> FunctionLink:
     """Add normal noise, a function of (seed, step, leaf)."""
 
 def add_updates() -> FunctionLink:
@@ -133,7 +140,12 @@ def ema(decay: Hyper = 0.9, debias: bool = True) -> FunctionLink:
 def feasible(low: Hyper | None = None, high: Hyper | None = None) -> FunctionLink:
     """Zero each element whose descent would leave an interval; `update` needs `params`."""
 
-def frank_wolfe_step(lr: Hyper = 2.0, use_default_lr_schedule: bool = True, div_by_zero_eps: Hyper = 1.1754943508222875e-38, grad_scale: Hyper = 1.0) -> FunctionLink:
+def frank_wolfe_step(
+    lr: Hyper = 2.0,
+    use_default_lr_schedule: bool = True,
+    div_by_zero_eps: Hyper = 1.1754943508222875e-38,
+    grad_scale: Hyper = 1.0,
+) -> FunctionLink:
     """Step towards what an oracle answered: w <- (1 - a) w + a s, with a = lr / (lr + step)."""
 
 def group_soft_threshold(threshold: Hyper, *, param_ndim: int | None = ...) -> FunctionLink:
@@ -142,7 +154,9 @@ def group_soft_threshold(threshold: Hyper, *, param_ndim: int | None = ...) -> F
 def identity() -> FunctionLink:
     """Return updates as they are."""
 
-def l1_ball(epsilon: Hyper, center: Hyper | None = None, *, param_ndim: int | None = ...) -> FunctionLink:
+def l1_ball(
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: int | None = ...
+) -> FunctionLink:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point."""
 
 def l1_oracle(epsilon: Hyper, *, param_ndim: int | None = ...) -> FunctionLink:
@@ -151,7 +165,9 @@ def l1_oracle(epsilon: Hyper, *, param_ndim: int | None = ...) -> FunctionLink:
 def l1q_oracle(q: Hyper, epsilon: Hyper, *, param_ndim: int | None = ...) -> FunctionLink:
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements."""
 
-def l2_ball(epsilon: Hyper, center: Hyper | None = None, *, param_ndim: int | None = ...) -> FunctionLink:
+def l2_ball(
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: int | None = ...
+) -> FunctionLink:
     """Keep each row within Euclidean distance `epsilon` of `center`."""
 
 def l2_oracle(epsilon: Hyper, *, param_ndim: int | None = ...) -> FunctionLink:
@@ -163,13 +179,17 @@ def linf_ball(epsilon: Hyper, center: Hyper | None = None) -> FunctionLink:
 def linf_oracle(epsilon: Hyper) -> FunctionLink:
     """Replace g by the point s of the Linf ball that minimises <g, s>."""
 
-def nan_to_num(nan: float = 0.0, posinf: float | None = None, neginf: float | None = None) -> FunctionLink:
+def nan_to_num(
+    nan: float = 0.0, posinf: float | None = None, neginf: float | None = None
+) -> FunctionLink:
     """Replace NaN by `nan`, inf by `posinf` and -inf by `neginf`."""
 
 def negate() -> FunctionLink:
     """Change the sign, so that what follows climbs: `maximize` of torch's optimizers."""
 
-def normalize(p: float = 2.0, div_by_zero_eps: Hyper = 1.1754943508222875e-38, *, param_ndim: int | None = ...) -> FunctionLink:
+def normalize(
+    p: float = 2.0, div_by_zero_eps: Hyper = 1.1754943508222875e-38, *, param_ndim: int | None = ...
+) -> FunctionLink:
     """Divide each row by max(its p-norm, `div_by_zero_eps`); a zero row stays zero."""
 
 def normalize_by_update_norm(scale_factor: Hyper = 1.0, eps: Hyper = 1e-06) -> FunctionLink:
@@ -202,13 +222,17 @@ def scale_by_adam(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> Functio
 def scale_by_adamax(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """Divide the mean of the gradients by the largest of them, which decays."""
 
-def scale_by_adan(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08, eps_root: Hyper = 0.0) -> FunctionLink:
+def scale_by_adan(
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08, eps_root: Hyper = 0.0
+) -> FunctionLink:
     """Divide means of the gradients and of their changes by the root of a mean of squares."""
 
 def scale_by_amsgrad(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """As `scale_by_adam`, with the largest mean of squares so far."""
 
-def scale_by_belief(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-16, eps_root: Hyper = 1e-16) -> FunctionLink:
+def scale_by_belief(
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-16, eps_root: Hyper = 1e-16
+) -> FunctionLink:
     """Divide the mean of the gradients by the root of the mean of their squared distance to it."""
 
 def scale_by_factored_rms(beta2_decay: Hyper = -0.8, eps: Hyper | None = None) -> FunctionLink:
@@ -220,10 +244,18 @@ def scale_by_learning_rate(lr: Hyper = 0.001) -> FunctionLink:
 def scale_by_lion(betas: tuple[Hyper, ...] = ...) -> FunctionLink:
     """Return the sign of a mean of the gradients; NaN stays NaN."""
 
-def scale_by_muon(momentum: Hyper = 0.95, nesterov: bool = True, eps: Hyper = 1e-07, ns_steps: int = 5, adjust_lr_fn: Literal['original', 'match_rms_adamw'] = 'original') -> FunctionLink:
+def scale_by_muon(
+    momentum: Hyper = 0.95,
+    nesterov: bool = True,
+    eps: Hyper = 1e-07,
+    ns_steps: int = 5,
+    adjust_lr_fn: Literal["original", "match_rms_adamw"] = "original",
+) -> FunctionLink:
     """Replace each matrix by the orthogonal part of a mean of its gradients, about."""
 
-def scale_by_nadam(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08, momentum_decay: Hyper = 0.004) -> FunctionLink:
+def scale_by_nadam(
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08, momentum_decay: Hyper = 0.004
+) -> FunctionLink:
     """As `scale_by_adam`, with a mean that looks ahead and whose decay grows to `beta1`."""
 
 def scale_by_param_block_norm(min_scale: Hyper = 0.001) -> FunctionLink:
@@ -238,19 +270,31 @@ def scale_by_radam(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> Functi
 def scale_by_rms(alpha: Hyper = 0.99, eps: Hyper = 1e-08) -> FunctionLink:
     """Divide by the root of the mean of the squares of the gradients."""
 
-def scale_by_rprop(init_step_size: Hyper = 0.01, eta_minus: Hyper = 0.5, eta_plus: Hyper = 1.2, min_step_size: Hyper = 1e-06, max_step_size: Hyper = 50.0) -> FunctionLink:
+def scale_by_rprop(
+    init_step_size: Hyper = 0.01,
+    eta_minus: Hyper = 0.5,
+    eta_plus: Hyper = 1.2,
+    min_step_size: Hyper = 1e-06,
+    max_step_size: Hyper = 50.0,
+) -> FunctionLink:
     """Replace each element by its sign times a step size, which grows until the sign turns."""
 
-def scale_by_rss(initial_accumulator_value: Hyper = 0.0, eps: Hyper = 1e-10, lr_decay: Hyper = 0.0) -> FunctionLink:
+def scale_by_rss(
+    initial_accumulator_value: Hyper = 0.0, eps: Hyper = 1e-10, lr_decay: Hyper = 0.0
+) -> FunctionLink:
     """Divide by the root of the sum of the squares of the gradients."""
 
 def scale_by_stddev(alpha: Hyper = 0.99, eps: Hyper = 1e-08) -> FunctionLink:
     """Divide by the standard deviation of the gradients, both moments with decay."""
 
-def scale_by_trust_ratio(min_norm: Hyper = 0.0, trust_coefficient: Hyper = 1.0, eps: Hyper = 0.0) -> FunctionLink:
+def scale_by_trust_ratio(
+    min_norm: Hyper = 0.0, trust_coefficient: Hyper = 1.0, eps: Hyper = 0.0
+) -> FunctionLink:
     """Scale each leaf to the norm of its parameter; `update` needs `params`."""
 
-def scale_by_yogi(betas: tuple[Hyper, ...] = ..., eps: Hyper = 0.001, initial_accumulator_value: Hyper = 1e-06) -> FunctionLink:
+def scale_by_yogi(
+    betas: tuple[Hyper, ...] = ..., eps: Hyper = 0.001, initial_accumulator_value: Hyper = 1e-06
+) -> FunctionLink:
     """As `scale_by_adam`, with a mean of squares that moves by no more than a square."""
 
 def set_to_zero() -> FunctionLink:
@@ -274,7 +318,9 @@ def threshold(threshold: Hyper) -> FunctionLink:
 def top_k(k: Hyper, *, param_ndim: int | None = ...) -> FunctionLink:
     """Keep the k elements of largest magnitude in each row, zero the rest."""
 
-def top_q(q: Hyper, dq: Hyper = 0.0, *, param_ndim: int | None = ..., seed: int | Tensor = 0) -> FunctionLink:
+def top_q(
+    q: Hyper, dq: Hyper = 0.0, *, param_ndim: int | None = ..., seed: int | Tensor = 0
+) -> FunctionLink:
     """Keep exactly round((1 - q) * D) elements of largest magnitude in each row, zero the rest."""
 
 def trace(momentum: Hyper = 0.9, dampening: Hyper = 0.0, nesterov: bool = False) -> FunctionLink:

@@ -22,6 +22,7 @@ from .hooks import HOOKS, HookMethods, hooks_of
 from .inner import Aside, build, builds, complete, groups_of, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .states import STATES, Group
+from .step import StepOptimizer
 
 
 @shares_groups
@@ -295,8 +296,13 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     def _transform(self, work: list[Work], loss: Any = None) -> None:
         """Put every gradient through the links, in place."""
         self._pending = work
+        inner = self.inner_opt if isinstance(self.inner_opt, StepOptimizer) else None
         for one in work:
-            one.through("gradient", one.leaves, loss)
+            one.ask(loss, self._pipeline, *([inner._pipeline] if inner else []))
+        if inner is not None:
+            inner._given = {id(one.bound.group): one.extra for one in work}
+        for one in work:
+            one.through("gradient", one.leaves)
 
     def _finish(self) -> None:
         """Put every parameter through the links, in place, and keep what they keep."""

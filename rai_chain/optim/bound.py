@@ -154,8 +154,8 @@ class Bound:
         leaves = [p.detach() for p in self.params]
         for i in self.places["parameter"]:
             link, values, run = self.pipeline.links[i], self.values[i], self.run()
-            if isinstance(link, Scheduled):
-                continue  # a class's hook writes in place
+            if isinstance(link, Scheduled) or link.needs:
+                continue  # a class's hook writes in place; there is no loss or gradient yet
             run.group, run.params = group, list(leaves)
             state = link.start(leaves, run, values)
             try:
@@ -235,6 +235,7 @@ class Work:
     states: dict[int, State] = field(default_factory=dict)
     values: dict[int, Group] = field(default_factory=dict)  # schedules evaluated
     later: Group = field(default_factory=dict)  # the schedules' values after this step
+    extra: Group = field(default_factory=dict)  # what links ask for by name
     done: set[Phase] = field(default_factory=set)  # the phases that were taken in a faster way
 
     def prepare(self, state: Mapping[Any, Any], before: "Work | None" = None) -> None:
@@ -269,7 +270,7 @@ class Work:
                 self.states[i] = self.bound.pipeline.links[i].tick(self.states[i])
         self.done |= set(phases)
 
-    def through(self, phase: Phase, leaves: Leaves, loss: Any = None) -> None:
+    def through(self, phase: Phase, leaves: Leaves) -> None:
         """Put leaves through the links of a phase, in place."""
         bound, places = self.bound, self.bound.places[phase]
         if not places or phase in self.done:
@@ -278,7 +279,7 @@ class Work:
         names = [bound.pipeline.names[i] for i in places]
         values = [self.values[i] for i in places]
         run = bound.run(leaves)
-        run.extra = self._inputs(links, loss)
+        run.extra = self.extra
         run.plain = runs_plain([*leaves, *bound.params], values)
         states = [self.states[i] for i in places]
         out, states = run_links(links, names, leaves, states, run, values, phase)
@@ -290,13 +291,13 @@ class Work:
             if i in bound.moving:
                 self.later |= bound.show(i, own)
 
-    def move(self, loss: Any = None) -> None:
+    def move(self) -> None:
         """Put the gradients through the link that steps, and write the new parameters."""
         bound = self.bound
         run = bound.run(self.leaves)
         run.writable = [False] * len(self.leaves)
         (link,) = bound.pipeline.links
-        run.name, run.extra = bound.pipeline.names[0], self._inputs([link], loss)
+        run.name, run.extra = bound.pipeline.names[0], self.extra
         run.plain = runs_plain([*self.leaves, *bound.params], [self.values[0]])
         new, self.states[0] = link.apply(self.leaves, self.states[0], run, self.values[0])
         for p, value in zip(bound.params, new, strict=True):
@@ -305,14 +306,14 @@ class Work:
         if bound.moving:
             self.later |= bound.show(0, self.states[0])
 
-    def _inputs(self, links: Sequence[Link], loss: Any) -> Group:
-        """What links ask for by name: the loss, and the gradients as they came."""
-        needs = frozenset().union(*(link.needs for link in links))
-        if "value" in needs and loss is None:
-            link = next(link for link in links if "value" in link.needs)
-            raise ValueError(f"`closure` must return the loss, which {link!r} needs  Got: None")
-        extra = {"value": loss, "grad": [None if g is None else g.clone() for g in self.leaves]}
-        return {name: extra[name] for name in needs}
+    def ask(self, loss: Any, *pipelines: Pipeline) -> None:
+        """Keep what links ask for by name: the loss, and the gradients as they came."""
+        for link in (link for pipeline in pipelines for link in pipeline.links if link.needs):
+            if "value" in link.needs and loss is None:
+                raise ValueError(f"`closure` must return the loss, which {link!r} needs  Got: None")
+            if "grad" in link.needs and "grad" not in self.extra:
+                self.extra["grad"] = [None if g is None else g.clone() for g in self.leaves]
+            self.extra["value"] = loss
 
     def commit(self, state: Any) -> None:
         """Keep what the links keep, and show the schedules' values of the next step."""

@@ -1,5 +1,7 @@
 """A torch optimizer whose update is a link that steps by itself."""
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -39,6 +41,8 @@ class StepOptimizer(Binding, Optimizer):
     Source: the phase "step" of this library's design.
     """
 
+    _given: Mapping[int, Group] = MappingProxyType({})  # what an optimizer around kept for links
+
     def __init__(
         self,
         params: Any,
@@ -69,12 +73,17 @@ class StepOptimizer(Binding, Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        given, self._given = self._given, {}
         work = [Work(bound, [p.grad for p in bound.params]) for bound in self._bind()]
         for one in work:
             check_leaves(one.leaves, one.bound.spec, "grads")
             one.prepare(self.state)
+            if id(one.bound.group) in given:
+                one.extra = given[id(one.bound.group)]
+            else:
+                one.ask(loss, self._pipeline)
         for one in work:
-            one.move(loss)
+            one.move()
         for one in work:
             one.commit(self.state)
         return loss

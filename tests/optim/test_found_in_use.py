@@ -214,3 +214,47 @@ def test_a_qualified_key_of_the_link_that_steps(tx, key):
     optimizer = tx.optimizer([{"params": [x], key: 0.25}])
     step(optimizer, [x], [1.0])
     assert x.item() == expected.item() == -0.25
+
+
+@rc.elementwise
+def raw(x, *, grad):
+    """Minus the raw gradient."""
+    return -grad
+
+
+@rc.elementwise(phase="parameter")
+def back_by_the_gradient(x, *, grad):
+    """The parameter, moved by its raw gradient."""
+    return x + grad
+
+
+@pytest.mark.parametrize(
+    "tx",
+    [
+        chain(rc.clamp(clamp_max=1.0), raw()),
+        chain(rc.clamp(clamp_max=1.0), rc.lookahead(raw(), sync_period=10)),
+        chain(rc.clamp(clamp_max=1.0), scale(-1.0), back_by_the_gradient()),
+    ],
+    ids=["gradient", "step", "parameter"],
+)
+def test_the_raw_gradient_is_raw_in_every_phase(tx):
+    pure, held = both_homes(tx, [[5.0, 3.0], [2.0, -7.0]])
+    assert identical(pure, held)
+
+
+def test_no_gradient_is_copied_that_nobody_asks_for():
+    x = torch.zeros(1000, requires_grad=True)
+    optimizer = chain(rc.ema(0.9), scale(-1.0)).optimizer([x])
+    step(optimizer, [x], [1.0])
+    x.grad = torch.ones(1000)
+    copies = []
+
+    class Seen(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            if function is torch.ops.aten.clone.default:
+                copies.append(args)
+            return function(*args, **(kwargs or {}))
+
+    with Seen():
+        optimizer.step()
+    assert not copies

@@ -160,8 +160,8 @@ def train(images: Tensor, labels: Tensor, epochs: int) -> nn.Module:
 
 
 def check_constraints(adversarial: Tensor, images: Tensor, radii: Tensor) -> None:
-    """Every image lies in its ball and in the box, without any tolerance."""
-    length = (adversarial - images).double().abs().sum((2, 3, 4))
+    """Every image lies in its ball and in the box, without any tolerance: distances in float64."""
+    length = (adversarial.double() - images.double()).abs().sum((2, 3, 4))
     assert (length <= radii[:, None]).all(), "an image has left its L1 ball"
     assert ((adversarial >= 0) & (adversarial <= 1)).all(), "a pixel has left its box"
 

@@ -103,8 +103,10 @@ def load(
     schedules: list[list[Group]] = [[] for _ in optimizers]
     links: dict[Tensor, Group] = {}
     merged = list(saved)
-    held = {name for own in state_dict["state"].values() for name in own.get(LINKS, {})}
-    there = held.union(*(group.get(STATES, {}) for group in saved)) - {ENDED}
+    there = {name for own in state_dict["state"].values() for name in own.get(LINKS, {})}
+    for group in saved:  # what stands there before the first step is no state of a link
+        kept = group.get(STATES, {}).items()
+        there |= {n for n, own in kept if n != ENDED and list(own) != ["generator"]}
     if [len(g["params"]) for g in saved] == [
         len(g["params"]) for g in groups
     ]:  # else torch refuses

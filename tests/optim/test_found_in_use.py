@@ -10,7 +10,7 @@ from helpers import identical
 
 import rai_chain as rc
 from rai_chain import chain, scale
-from rai_chain.optim import ChainedParamTransformingOptimizer
+from rai_chain.optim import ChainedParamTransformingOptimizer, TopQGradientOptimizer
 
 
 def ones(*shape):
@@ -182,6 +182,21 @@ def test_resume_where_some_had_no_gradient_yet(tx, groups, grads):
 )
 def test_resume_of_a_torch_optimizer_inside_a_wrapper(tx):
     assert identical(*resumed(lambda: tx.optimizer([ones(2), ones(3)]), [1.0, 2.0]))
+
+
+def test_a_checkpoint_from_before_the_first_step_with_a_generator():
+    def make():
+        drawn = functools.partial(
+            TopQGradientOptimizer, q=0.5, dq=0.5, generator=torch.Generator().manual_seed(3)
+        )
+        tx = chain(rc.ema(0.9), scale(lambda step: 1.0 + step))
+        return ChainedParamTransformingOptimizer(drawn, tx, params=[torch.ones(3).requires_grad_()])
+
+    old, new = make(), make()
+    new.load_state_dict(old.state_dict())
+    for one in (old, new):
+        step(one, one.param_groups[0]["params"], [1.0])
+    assert identical(old.param_groups[0]["params"], new.param_groups[0]["params"])
 
 
 def test_a_group_that_the_step_refuses_is_not_added():

@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 import pytest
+import rai_toolbox.optim as rai_toolbox_optim
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -148,14 +149,15 @@ def test_definition(values: list[float], data: st.DataObject) -> None:
 @pytest.mark.parametrize("shape", [(1, 40_000), (50, 784), (1000, 1), (20_000, 3), (30, 4608)])
 @pytest.mark.parametrize("q", [0.1, 0.5, 0.99])
 def test_equals_rai_toolbox(shape: tuple[int, int], q: float) -> None:
-    optim = pytest.importorskip("rai_toolbox.optim")
     magnitudes = torch.stack([torch.randperm(shape[1]) + 1.0 for _ in range(shape[0])])
     rows = magnitudes * torch.randn(shape).sign()
     p = torch.nn.Parameter(torch.zeros(shape))
     p.grad = rows.clone()
     with warnings.catch_warnings(), torch.no_grad():
         warnings.simplefilter("ignore")  # TypedStorage
-        optimizer = optim.TopQGradientOptimizer([p], torch.optim.SGD, lr=1.0, q=q, param_ndim=1)
+        optimizer = rai_toolbox_optim.TopQGradientOptimizer(
+            [p], torch.optim.SGD, lr=1.0, q=q, param_ndim=1
+        )
         optimizer._apply_pre_step_transform_()
     assert torch.equal(keep_largest(rows, round((1 - q) * shape[1])), p.grad)
 

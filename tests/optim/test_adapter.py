@@ -8,6 +8,7 @@ import warnings
 from functools import partial
 
 import pytest
+import rai_toolbox.optim as rai_toolbox_optim
 import torch
 import torchopt
 from torch import Tensor, ones, tensor, zeros
@@ -685,8 +686,9 @@ def test_frank_wolfe_copies_and_resumes():
 
 
 def test_a_checkpoint_of_rai_toolbox_or_of_the_inner_optimizer_loads():
-    theirs = pytest.importorskip("rai_toolbox.optim")
-    ours, other = (lib([leaf(3, 4)], epsilon=2.0) for lib in (L1FrankWolfe, theirs.L1FrankWolfe))
+    ours, other = (
+        lib([leaf(3, 4)], epsilon=2.0) for lib in (L1FrankWolfe, rai_toolbox_optim.L1FrankWolfe)
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         steps(other, 2)

@@ -47,7 +47,7 @@ class Chain(GradientTransformation):
     def __reduce__(self) -> tuple[Any, ...]:
         return Chain, (self.links, self.given, self.shared)
 
-    def _with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
+    def with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
         return Chain(links, self.given, self.shared)
 
 

@@ -37,8 +37,8 @@ class Compiled(GradientTransformation):
     def __reduce__(self) -> tuple[Any, ...]:
         return Compiled, (self.inner, self.options)
 
-    def _with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
-        return Compiled(self.inner._with_links(links), self.options)
+    def with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
+        return Compiled(self.inner.with_links(links), self.options)
 
     def pack(self, states: list[State]) -> Any:
         return self.inner.pack(states)

@@ -52,13 +52,21 @@ class Link(GradientTransformation):
         """The name in qualified keys."""
         return (f"{self.name}_0",)
 
-    def _with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
+    def with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
         only: GradientTransformation = links[0]
         return only
 
     def with_values(self, values: dict[str, Any]) -> "Link":
         """The same link with other values of some hyperparameters."""
-        raise NotImplementedError
+        values = {**self.values, **values}
+        self.check_values(values)
+        return self.bound(values)
+
+    def bound(self, values: dict[str, Any]) -> "Link":
+        """The same link with these values, which were checked."""
+        made: Link = GradientTransformation.__new__(type(self))
+        made.__dict__.update(self.__dict__, values=values)
+        return made
 
     def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
         """The state before the first update."""
@@ -218,8 +226,10 @@ class FunctionLink(Link):
         """The same link with rows of its own."""
         return FunctionLink(self.factory, self.values, param_ndim, self.seed, check=False)
 
-    def with_values(self, values: dict[str, Any]) -> "FunctionLink":
-        return FunctionLink(self.factory, {**self.values, **values}, self.param_ndim, self.seed)
+    def bound(self, values: dict[str, Any]) -> Link:
+        made: Any = super().bound(values)
+        made._known = self._facts_of(values)
+        return made  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
         shown = dict(self.values)
@@ -263,7 +273,7 @@ class FunctionLink(Link):
         engine.check_fit(self.definition, {n: values[n] for n in fitting}, leaves, run.spec, rows)
 
     def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
-        scheduled = self.facts(values).scheduled
+        scheduled, _, _, draws = self.facts(values)
         if scheduled:
             if "step" not in state:
                 raise ValueError(
@@ -273,7 +283,7 @@ class FunctionLink(Link):
             now = {name: evaluated(values[name], state["step"]) for name in scheduled}
             values = {**values, **now}
             self.check_values(values)
-        if self.facts(values).draws and "seed" not in state:
+        if draws and "seed" not in state:
             raise ValueError(
                 f"`{self.definition.draws}` must not be 0 in {self.name}(...) when `init` is "
                 f"called, for the state to keep a seed  Got: {values[self.definition.draws or '']}"

@@ -178,9 +178,10 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         """
         found = self.find(hyperparams)
         pairs = zip(self.links, found, strict=True)
-        return self._with_links(tuple(k.with_values(own) if own else k for k, own in pairs))
+        return self.with_links(tuple(k.with_values(own) if own else k for k, own in pairs))
 
-    def _with_links(self, links: tuple[Any, ...]) -> "GradientTransformation":
+    def with_links(self, links: tuple[Any, ...]) -> "GradientTransformation":
+        """The same pipeline of other links."""
         raise NotImplementedError
 
     # ------------------------------------------------------------------ the protocol

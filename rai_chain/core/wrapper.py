@@ -113,14 +113,15 @@ class Wrapper(Link):
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuild, (type(self), self.inners, self.options)
 
-    def with_values(self, values: dict[str, Any]) -> Link:
-        inners = {}
+    def bound(self, values: dict[str, Any]) -> Link:
+        made: Any = super().bound(values)
+        made.options = {k: values[k] if k in self.own else v for k, v in self.options.items()}
+        made._slots = []
         for prefix, t, keys in self._slots:
-            inside = {k[len(prefix) :] for own in keys for k in own.values() if k in values}
-            inners[prefix] = t.replace(**{k: values[f"{prefix}{k}"] for k in inside})
-        options = {k: values.get(k, v) for k, v in self.options.items()}
-        made: Link = type(self)(inners, **options)
-        return made
+            rows = zip(t.links, self._inside(values)[prefix], strict=True)
+            made._slots.append((prefix, t.with_links(tuple(k.bound(own) for k, own in rows)), keys))
+        made.inners = {prefix: t for prefix, t, _ in made._slots}
+        return made  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ for subclasses
 
@@ -233,6 +234,8 @@ class Wrapper(Link):
 
     def _inside(self, values: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
         """The values for what is inside, of the flat ones."""
+        if values is self.values:
+            return {prefix: [link.values for link in t.links] for prefix, t, _ in self._slots}
         return {
             prefix: [{n: values[k] for n, k in own.items()} for own in keys]
             for prefix, _, keys in self._slots

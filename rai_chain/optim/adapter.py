@@ -3,7 +3,7 @@
 import functools
 import inspect
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from ..core.link import FunctionLink, Link
 from ..data.checks import check_leaves, overlaps
 from ..data.hyper import Flag
 from . import fast
-from .bound import Binding, Work
+from .bound import Binding, Bound
 from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
@@ -23,6 +23,7 @@ from .inner import Aside, build, builds, complete, groups_of, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .states import STATES, Group
 from .step import StepOptimizer
+from .work import Work
 
 
 @shares_groups
@@ -249,7 +250,8 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                 gradients may have been written, but no parameter and no state; where a
                 parameter link of one's own does, the inner step has been taken.
         """
-        if closure is None and fast.direct(self):
+        bounds = self._bind() if closure is None else None
+        if bounds is not None and fast.direct(self, bounds):
             return None
         loss, self._pending = None, None
         with rewound(self._pipeline):
@@ -259,7 +261,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                 if closure is not None:
                     with torch.enable_grad():
                         loss = closure()
-                work = self._enter()
+                work = self._enter(bounds)
                 if not (self._compile and fast.compiled_step(self, work)):
                     self._transform(work, loss)
                     fast.bare_step(self.inner_opt)()
@@ -276,9 +278,9 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
 
         return transformed
 
-    def _enter(self) -> list[Work]:
+    def _enter(self, bounds: Sequence[Bound] | None = None) -> list[Work]:
         """Each group with its gradients, states and values; what can be refused is, here."""
-        bounds, before = self._bind(), self._pending
+        bounds, before = bounds or self._bind(), self._pending
         if isinstance(self.inner_opt, Binding):
             self.inner_opt._bind()
         work = [Work(bound, [p.grad for p in bound.params]) for bound in bounds]

@@ -1,6 +1,6 @@
 """A pipeline bound to a param group: what `hyperparams=` is to one call, lastingly."""
 
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from operator import is_
 from typing import Any
@@ -14,7 +14,7 @@ from ..data.hyper import REQUIRED, has_schedule
 from ..data.rows import check_param_ndim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
 from ..engine.chunks import Call
-from ..engine.run import Phase, Run, State, run_links, runs_plain
+from ..engine.run import Phase, Run, State
 from .layout import Pipeline, Scheduled
 from .states import ENDED, STATES, Group, Keeper
 
@@ -37,8 +37,10 @@ class Bound:
 
     spec: Spec
     params: list[Any]
-    values: Values  # of each link, schedules among them
+    links: list[Link]  # of the pipeline, with the group's values, schedules among them
+    values: Values  # of each link
     moving: list[int]  # the links with schedules
+    fixed: dict[int, tuple[State, Group]]  # of the links that keep nothing: state, and values
     places: dict[Phase, list[int]]
     keepers: list[Keeper]
     calls: list[Call] | None  # the links as functions of any piece of a gradient
@@ -52,6 +54,7 @@ class Bound:
         self.pipeline, self.group = pipeline, group
         self.schedules: Group = dict(schedules or {})  # key -> schedule; the group has its value
         self.shown: Group = {}
+        self.links, self.keepers, self.values, self.moving, self.fixed = [], [], [], [], {}
         self.seen: list[tuple[str, Any]] | None = None
         self.size = 0
 
@@ -83,14 +86,7 @@ class Bound:
             group[pipeline.aliases[alias]] = group.pop(alias)
         for key in sorted(pipeline.refused & group.keys()):
             refuse_key(key, pipeline.keys, "this optimizer")
-        names, params = group.get("param_names"), list(group["params"])
-        new.params, new.numel = params, sum(p.numel() for p in params)
-        tree: Any = [None] * len(params)
-        if names is not None and len(set(names)) == len(params):
-            tree = dict.fromkeys(names)
-        new.spec = flatten(tree)[1]
-        if "param_ndim" in group:
-            check_param_ndim(group["param_ndim"], *params, names=lambda: leaf_names(new.spec))
+        same = new._read_tensors(group, self)
         for own in pipeline.keys:
             for name, key in own.items():
                 if key not in group:
@@ -102,17 +98,13 @@ class Bound:
                     new.schedules[key] = group[key]
                 elif key in new.schedules and group[key] is not self.shown.get(key, REQUIRED):
                     del new.schedules[key]  # a number written over it ends it
-        new.values = [
-            {**link.values, **{n: new.schedules.get(k, group[k]) for n, k in own.items()}}
-            for link, own in zip(pipeline.links, pipeline.keys, strict=True)
-        ]
-        new.moving = [i for i, own in enumerate(new.values) if any(map(has_schedule, own.values()))]
+        for i, (link, own) in enumerate(zip(pipeline.links, pipeline.keys, strict=True)):
+            values = {**link.values, **{n: new.schedules.get(k, group[k]) for n, k in own.items()}}
+            if same and all(map(is_, values.values(), self.values[i].values())):
+                new._take(i, self)
+            else:
+                new._read_link(i, values)
         new.places = {p: pipeline.part(p, new.values) for p in ("gradient", "step", "parameter")}
-        new.keepers = [Keeper(*pair) for pair in zip(pipeline.links, pipeline.names, strict=True)]
-        run = new.run()
-        for link, own in zip(pipeline.links, new.values, strict=True):
-            link.check_values(own)
-            link.check_fit(own, params, run)
         new.tried = True
         if not self.tried or any(self._is_new(key, group[key]) for key in new.projecting()):
             new.try_projections(group)
@@ -120,12 +112,53 @@ class Bound:
         new.find_calls()
         return new
 
+    def _read_tensors(self, group: Group, old: "Bound") -> bool:
+        """Read the parameters, their names and rows; whether they are the ones that were known."""
+        params = self.params = list(group["params"])
+        seen = dict(old.seen or ())
+        names, ndim = group.get("param_names"), group.get("param_ndim", -1)
+        same = names is seen.get("param_names") and ndim is seen.get("param_ndim", -1)
+        same = same and bool(old.seen) and len(params) == len(old.params)
+        if same and all(map(is_, params, old.params)):
+            self.spec, self.numel = old.spec, old.numel
+            return True
+        self.numel = sum(p.numel() for p in params)
+        by_name = names is not None and len(set(names)) == len(params)
+        tree: Any = dict.fromkeys(names or ()) if by_name else [None] * len(params)
+        self.spec = flatten(tree)[1]
+        if "param_ndim" in group:
+            check_param_ndim(ndim, *params, names=lambda: leaf_names(self.spec))
+        return False
+
+    def _take(self, i: int, old: "Bound") -> None:
+        """Bind link i as it was bound."""
+        self.links.append(old.links[i])
+        self.values.append(old.values[i])
+        self.keepers.append(old.keepers[i])
+        self.moving += [i] if i in old.moving else []
+        self.fixed |= {i: old.fixed[i]} if i in old.fixed else {}
+
+    def _read_link(self, i: int, values: Group) -> None:
+        """Check the values of link i, and bind it to them."""
+        self.pipeline.links[i].check_values(values)
+        link, run = self.pipeline.links[i].bound(values), self.run()
+        link.check_fit(values, self.params, run)
+        self.links.append(link)
+        self.values.append(values)
+        self.keepers.append(Keeper(link, self.pipeline.names[i]))
+        if any(map(has_schedule, values.values())):
+            self.moving.append(i)
+        if not link.keeps(values):
+            none: Leaves = [None] * len(self.params)
+            state = self.keepers[i].gather(self.group, {}, none, run, values)
+            self.fixed[i] = state, link.evaluate(values, state)
+
     def find_calls(self) -> None:
         """The gradient links as elementwise functions, where all is that and nothing is kept."""
-        links = [(self.pipeline.links[i], self.values[i]) for i in self.places["gradient"]]
+        links = [(self.links[i], self.values[i]) for i in self.places["gradient"]]
         calls = [k.elementwise_call({}, own) for k, own in links if not k.keeps(own)]
         known = [call for call in calls if call is not None]
-        late = [(self.pipeline.links[i], self.values[i]) for i in self.places["parameter"]]
+        late = [(self.links[i], self.values[i]) for i in self.places["parameter"]]
         busy = self.moving or self.places["step"] or any(k.keeps(own) for k, own in late)
         self.calls = None if busy or len(known) < len(links) else known
         self.safe = all(link.is_ours for link, _ in links)
@@ -135,7 +168,7 @@ class Bound:
         """Evaluate the schedules at the steps that the states have."""
         for i in self.moving:
             own = self.gather(i, state, [None] * len(self.params))
-            self.pipeline.links[i].evaluate(self.values[i], own)
+            self.links[i].evaluate(self.values[i], own)
             self.shown |= self.show(i, own)
 
     def projecting(self) -> list[str]:
@@ -153,7 +186,7 @@ class Bound:
             return
         leaves = [p.detach() for p in self.params]
         for i in self.places["parameter"]:
-            link, values, run = self.pipeline.links[i], self.values[i], self.run()
+            link, values, run = self.links[i], self.values[i], self.run()
             if isinstance(link, Scheduled) or link.needs:
                 continue  # a class's hook writes in place; there is no loss or gradient yet
             run.group, run.params = group, list(leaves)
@@ -221,111 +254,9 @@ class Bound:
 
     def show(self, i: int, state: State) -> Group:
         """The current values of link i that are scheduled, by key."""
-        link, keys = self.pipeline.links[i], self.pipeline.keys[i]
+        link, keys = self.links[i], self.pipeline.keys[i]
         now = link.now(self.values[i], state)
         return {key: _shown(now[name]) for name, key in keys.items() if key in self.schedules}
-
-
-@dataclass(eq=False)
-class Work:
-    """One group in one step: its leaves, and the states of its links before and after."""
-
-    bound: Bound
-    leaves: Leaves  # gradients
-    states: dict[int, State] = field(default_factory=dict)
-    values: dict[int, Group] = field(default_factory=dict)  # schedules evaluated
-    later: Group = field(default_factory=dict)  # the schedules' values after this step
-    extra: Group = field(default_factory=dict)  # what links ask for by name
-    done: set[Phase] = field(default_factory=set)  # the phases that were taken in a faster way
-
-    def prepare(self, state: Mapping[Any, Any], before: "Work | None" = None) -> None:
-        """Gather states and evaluate schedules: what raises, raises before anything is written."""
-        bound = self.bound
-        for phase, leaves in (
-            ("gradient", self.leaves),
-            ("step", self.leaves),
-            ("parameter", bound.params),
-        ):
-            for i in bound.places[phase]:  # type: ignore[index]
-                pending = before is not None and i in before.states
-                own = before.states[i] if pending and before else bound.gather(i, state, leaves)
-                self.states[i] = own
-                link = bound.pipeline.links[i]
-                self.values[i] = link.evaluate(bound.values[i], own)
-                if i in bound.moving:
-                    link.check_fit(self.values[i], bound.params, bound.run())
-        for i in bound.moving:
-            if i in self.states:
-                self.later |= bound.show(i, bound.pipeline.links[i].tick(self.states[i]))
-
-    def links(self, phase: Phase) -> Iterator[tuple[Link, State, Group]]:
-        """The links of a phase, each with its state and values."""
-        for i in self.bound.places[phase]:
-            yield self.bound.pipeline.links[i], self.states[i], self.values[i]
-
-    def skip(self, *phases: Phase) -> None:
-        """The leaves went through the links of these phases in another way."""
-        for phase in phases:
-            for i in self.bound.places[phase]:
-                self.states[i] = self.bound.pipeline.links[i].tick(self.states[i])
-        self.done |= set(phases)
-
-    def through(self, phase: Phase, leaves: Leaves) -> None:
-        """Put leaves through the links of a phase, in place."""
-        bound, places = self.bound, self.bound.places[phase]
-        if not places or phase in self.done:
-            return
-        links = [bound.pipeline.links[i] for i in places]
-        names = [bound.pipeline.names[i] for i in places]
-        values = [self.values[i] for i in places]
-        run = bound.run(leaves)
-        run.extra = self.extra
-        run.plain = runs_plain([*leaves, *bound.params], values)
-        states = [self.states[i] for i in places]
-        out, states = run_links(links, names, leaves, states, run, values, phase)
-        for old, new in zip(leaves, out, strict=True):
-            if new is not old and old is not None and new is not None:
-                old.copy_(new)
-        for i, own in zip(places, states, strict=True):
-            self.states[i] = own
-            if i in bound.moving:
-                self.later |= bound.show(i, own)
-
-    def move(self) -> None:
-        """Put the gradients through the link that steps, and write the new parameters."""
-        bound = self.bound
-        run = bound.run(self.leaves)
-        run.writable = [False] * len(self.leaves)
-        (link,) = bound.pipeline.links
-        run.name, run.extra = bound.pipeline.names[0], self.extra
-        run.plain = runs_plain([*self.leaves, *bound.params], [self.values[0]])
-        new, self.states[0] = link.apply(self.leaves, self.states[0], run, self.values[0])
-        for p, value in zip(bound.params, new, strict=True):
-            if value is not None and value is not p:
-                p.copy_(value)
-        if bound.moving:
-            self.later |= bound.show(0, self.states[0])
-
-    def ask(self, loss: Any, *pipelines: Pipeline) -> None:
-        """Keep what links ask for by name: the loss, and the gradients as they came."""
-        for link in (link for pipeline in pipelines for link in pipeline.links if link.needs):
-            if "value" in link.needs and loss is None:
-                raise ValueError(f"`closure` must return the loss, which {link!r} needs  Got: None")
-            if "grad" in link.needs and "grad" not in self.extra:
-                self.extra["grad"] = [None if g is None else g.clone() for g in self.leaves]
-            self.extra["value"] = loss
-
-    def commit(self, state: Any) -> None:
-        """Keep what the links keep, and show the schedules' values of the next step."""
-        bound = self.bound
-        for i, own in self.states.items():
-            if own:
-                seen = bound.params if i in bound.places["parameter"] else self.leaves
-                bound.keepers[i].commit(bound.group, state, seen, own, bound.spec)
-        if self.later:
-            bound.group.update(self.later)
-            bound.shown |= self.later
-            bound.note()
 
 
 class Binding:

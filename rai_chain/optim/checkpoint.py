@@ -45,10 +45,17 @@ def drawn_from(pipeline: Pipeline) -> dict[str, Generator]:
     return found
 
 
-@contextlib.contextmanager
-def rewound(pipeline: Pipeline) -> Iterator[None]:
+def rewound(pipeline: Pipeline) -> contextlib.AbstractContextManager[Any]:
     """What is drawn in a step that raises is drawn again."""
-    before = [(g, g.get_state()) for g in drawn_from(pipeline).values()]
+    drawn = drawn_from(pipeline).values()
+    return _rewound([(g, g.get_state()) for g in drawn]) if drawn else _NOTHING
+
+
+_NOTHING = contextlib.nullcontext()
+
+
+@contextlib.contextmanager
+def _rewound(before: list[tuple[Generator, Tensor]]) -> Iterator[None]:
     try:
         yield
     except BaseException:
@@ -150,7 +157,7 @@ def _check(bound: Bound, states: list[Group], there: set[str], links: dict[Tenso
     One of which nothing is anywhere, beside others, is of another chain.
     """
     once, pipeline = bound.group.get(STATES, {}), bound.pipeline
-    rows = list(zip(pipeline.links, pipeline.names, bound.values, strict=True))
+    rows = list(zip(bound.links, pipeline.names, bound.values, strict=True))
     for link, name, values in rows:
         if not link.keeps(values):
             continue

@@ -9,10 +9,11 @@ from torch.optim import Optimizer
 
 from ..core.link import Link
 from ..data.checks import check_leaves
-from .bound import Binding, Work
+from .bound import Binding
 from .checkpoint import load, reduced
 from .layout import Pipeline
 from .states import Group
+from .work import Work
 
 
 class StepOptimizer(Binding, Optimizer):

@@ -31,7 +31,7 @@ class CompiledStep:
         runs = [(one.bound, one.bound.spec, one.bound.group["param_ndim"]) for one in work]
         rows = [
             {
-                phase: [(bound.pipeline.links[i], bound.pipeline.names[i], i) for i in places]
+                phase: [(bound.links[i], bound.pipeline.names[i], i) for i in places]
                 for phase, places in bound.places.items()
             }
             for bound, _, _ in runs
@@ -64,7 +64,7 @@ class CompiledStep:
                     n: as_tensor(v) if link.is_number(n, v) else v
                     for n, v in one.values.get(i, {}).items()
                 }
-                for i, link in enumerate(one.bound.pipeline.links)
+                for i, link in enumerate(one.bound.links)
             ]
             for one in work
         ]
@@ -145,7 +145,7 @@ def check_compile(optimizer: Any, bounds: Sequence[Bound]) -> None:
             if bound.group.get(name):
                 raise ValueError(f"`{name}` must not be True with `compile`  Got: True")
         for i in (*bound.places["gradient"], *bound.places["parameter"]):
-            link, values = bound.pipeline.links[i], bound.values[i]
+            link, values = bound.links[i], bound.values[i]
             if not _is_stateless(link, values):
                 raise ValueError(
                     f"`compile` must be False for a link with a state or hooks  Got: {link!r}"

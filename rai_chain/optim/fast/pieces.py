@@ -14,10 +14,12 @@ from torch.optim import Optimizer
 
 from ...data.checks import check_leaves, overlaps
 from ...data.plain import is_plain
+from ...data.tree import Leaves
 from ...engine.chunks import Call, apply_elementwise, flat, pieces_of
 from ...engine.run import elementwise
-from ..bound import Binding, Work
+from ..bound import Binding, Bound
 from ..states import Group
+from ..work import Work
 from .layer import bare_step, torchs_step
 
 PIECE = 1 << 19  # elements: a gradient, its parameter and a state or two stay in cache
@@ -39,16 +41,16 @@ ELEMENTWISE = frozenset(
 Step = Callable[[Any], Any]
 
 
-def direct(optimizer: Any) -> bool:
+def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
     """Take a step whose gradient links are nothing but elementwise functions, where it is one.
 
     The functions run over all gradients at once, or a piece at a time, each piece stepped while it
     is in cache, where the inner optimizer allows that. Parameter links follow as ever.
     """
-    inner, work = optimizer.inner_opt, []
+    inner = optimizer.inner_opt
+    work: list[tuple[Any, Leaves]] = []
     if optimizer._compile or isinstance(inner, Binding):
         return False
-    bounds = optimizer._bind()
     for bound in bounds:
         if bound.calls is None:
             return False

@@ -1,0 +1,105 @@
+"""One step of a param group: gathered, checked, taken, and kept when it has been taken whole."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.tree import Leaves
+from ..engine.run import Phase, State, run_links, runs_plain
+from .bound import Bound
+from .layout import Pipeline
+from .states import Group
+
+
+@dataclass(eq=False)
+class Work:
+    """One group in one step: its leaves, and the states of its links before and after."""
+
+    bound: Bound
+    leaves: Leaves  # gradients
+    states: dict[int, State] = field(default_factory=dict)
+    values: dict[int, Group] = field(default_factory=dict)  # schedules evaluated
+    later: Group = field(default_factory=dict)  # the schedules' values after this step
+    extra: Group = field(default_factory=dict)  # what links ask for by name
+    done: set[Phase] = field(default_factory=set)  # the phases that were taken in a faster way
+
+    def prepare(self, state: Mapping[Any, Any], before: "Work | None" = None) -> None:
+        """Gather states and evaluate schedules: what raises, raises before anything is written."""
+        bound = self.bound
+        for phase, places in bound.places.items():
+            leaves = bound.params if phase == "parameter" else self.leaves
+            for i in places:
+                if i in bound.fixed:
+                    self.states[i], self.values[i] = bound.fixed[i]
+                    continue
+                pending = before is not None and i in before.states
+                own = before.states[i] if pending and before else bound.gather(i, state, leaves)
+                self.states[i] = own
+                self.values[i] = bound.links[i].evaluate(bound.values[i], own)
+                if i in bound.moving:
+                    bound.links[i].check_fit(self.values[i], bound.params, bound.run())
+                    self.later |= bound.show(i, bound.links[i].tick(own))
+
+    def skip(self, *phases: Phase) -> None:
+        """The leaves went through the links of these phases in another way."""
+        for phase in phases:
+            for i in self.bound.places[phase]:
+                self.states[i] = self.bound.links[i].tick(self.states[i])
+        self.done |= set(phases)
+
+    def through(self, phase: Phase, leaves: Leaves) -> None:
+        """Put leaves through the links of a phase, in place."""
+        bound, places = self.bound, self.bound.places[phase]
+        if not places or phase in self.done:
+            return
+        links = [bound.links[i] for i in places]
+        names = [bound.pipeline.names[i] for i in places]
+        values = [self.values[i] for i in places]
+        run = bound.run(leaves)
+        run.extra = self.extra
+        run.plain = runs_plain([*leaves, *bound.params], values)
+        states = [self.states[i] for i in places]
+        out, states = run_links(links, names, leaves, states, run, values, phase)
+        for old, new in zip(leaves, out, strict=True):
+            if new is not old and old is not None and new is not None:
+                old.copy_(new)
+        for i, own in zip(places, states, strict=True):
+            self.states[i] = own
+            if i in bound.moving and bound.links[i].inners:  # which may have waited
+                self.later |= bound.show(i, own)
+
+    def move(self) -> None:
+        """Put the gradients through the link that steps, and write the new parameters."""
+        bound = self.bound
+        run = bound.run(self.leaves)
+        run.writable = [False] * len(self.leaves)
+        (link,) = bound.links
+        run.name, run.extra = bound.pipeline.names[0], self.extra
+        run.plain = runs_plain([*self.leaves, *bound.params], [self.values[0]])
+        new, self.states[0] = link.apply(self.leaves, self.states[0], run, self.values[0])
+        for p, value in zip(bound.params, new, strict=True):
+            if value is not None and value is not p:
+                p.copy_(value)
+        if bound.moving:
+            self.later |= bound.show(0, self.states[0])
+
+    def ask(self, loss: Any, *pipelines: Pipeline) -> None:
+        """Keep what links ask for by name: the loss, and the gradients as they came."""
+        for link in (link for pipeline in pipelines for link in pipeline.links if link.needs):
+            if "value" in link.needs and loss is None:
+                raise ValueError(f"`closure` must return the loss, which {link!r} needs  Got: None")
+            if "grad" in link.needs and "grad" not in self.extra:
+                self.extra["grad"] = [None if g is None else g.clone() for g in self.leaves]
+            self.extra["value"] = loss
+
+    def commit(self, state: Any) -> None:
+        """Keep what the links keep, and show the schedules' values of the next step."""
+        bound = self.bound
+        for i, own in self.states.items():
+            if own and i not in bound.fixed:
+                seen = bound.params if i in bound.places["parameter"] else self.leaves
+                bound.keepers[i].commit(bound.group, state, seen, own, bound.spec)
+        if self.later:
+            bound.group.update(self.later)
+            bound.shown |= self.later
+            bound.note()

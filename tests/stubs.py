@@ -9,9 +9,10 @@ import inspect
 import pathlib
 import sys
 
-import rai_chain
+ROOT = pathlib.Path(__file__).parent.parent / "rai_chain"
+sys.path.insert(0, str(ROOT.parent))  # the checkout that this lies in, whichever is installed
+import rai_chain  # noqa: E402
 
-ROOT = pathlib.Path(rai_chain.__file__).parent
 HEAD = '''"""Made by `make stubs`: the signatures that decorators and declarations make."""
 
 from typing import Any, Literal, TypeAlias

@@ -207,9 +207,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     def _label(self) -> str:
         return type(self).__name__
 
-    @property
-    def _title(self) -> str:
-        return type(self).__name__
+    _title = _label  # in the repr
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a param group; what it does not give it takes from `defaults`.
@@ -250,7 +248,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                 gradients may have been written, but no parameter and no state; where a
                 parameter link of one's own does, the inner step has been taken.
         """
-        bounds = self._bind() if closure is None else None
+        bounds = None if closure is not None else self._bind()
         if bounds is not None and fast.direct(self, bounds):
             return None
         loss, self._pending = None, None
@@ -326,10 +324,9 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     def _apply_post_step_transform_(self) -> None:
         """Put every parameter through the chain, in place, as `step` does."""
         if self._pending is None:
-            work = [Work(bound, [None] * len(bound.params)) for bound in self._bind()]
-            for one in work:
+            self._pending = [Work(bound, [None] * len(bound.params)) for bound in self._bind()]
+            for one in self._pending:
                 one.prepare(self.state)
-            self._pending = work
         self._finish()
 
     def project(self) -> None:

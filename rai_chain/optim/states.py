@@ -89,11 +89,20 @@ class Keeper:
             fresh = list(group["params"])
         if any(p is not None for p in fresh) or link.lacks(once, values):
             started, rest = take_apart(link, link.start(fresh, run, values), spec)
+            if all(p is None for p in fresh) and group["params"]:
+                rest = moved(rest, group["params"][0].device)
             once = _merged(rest, once)
             for i, part in enumerate(started):
                 if fresh[i] is not None and mine[i] is None:
                     mine[i] = part
         return put_together(link, mine, once, spec)
+
+    def joined(self, state: Any, fresh: Any, spec: Spec) -> Any:
+        """A state that goes on, with what is fresh for leaves of which it has nothing."""
+        parts, once = take_apart(self.link, state, spec)
+        more, rest = take_apart(self.link, fresh, spec)
+        both = [part or other for part, other in zip(parts, more, strict=True)]
+        return put_together(self.link, both, _merged(rest, once), spec)
 
     def commit(self, group: Group, state: Any, leaves: Leaves, new: Any, spec: Spec) -> None:
         """Keep the state after a step."""

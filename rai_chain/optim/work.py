@@ -32,8 +32,9 @@ class Work:
                 if i in bound.fixed:
                     self.states[i], self.values[i] = bound.fixed[i]
                     continue
-                pending = before is not None and i in before.states
-                own = before.states[i] if pending and before else bound.gather(i, state, leaves)
+                own = bound.gather(i, state, leaves)
+                if before is not None and i in before.states:  # a closure that is called again
+                    own = bound.keepers[i].joined(before.states[i], own, bound.spec)
                 self.states[i] = own
                 self.values[i] = bound.links[i].evaluate(bound.values[i], own)
                 if i in bound.moving:

@@ -273,3 +273,30 @@ def test_no_gradient_is_copied_that_nobody_asks_for():
     with Seen():
         optimizer.step()
     assert not copies
+
+
+def test_a_gradient_that_only_a_later_call_of_the_closure_finds():
+    a, b = ones(1), ones(1)
+    calls = []
+
+    def closure():
+        calls.append(None)
+        for p in (a, b):
+            p.grad = None
+        loss = (a.square() + (b.square() if len(calls) > 1 else 0)).sum()
+        loss.backward()
+        return loss
+
+    optimizer = ChainedParamTransformingOptimizer(
+        rc.ema(0.5), params=[a, b], InnerOpt=functools.partial(torch.optim.LBFGS, max_iter=2)
+    )
+    optimizer.step(closure)
+    kept = [optimizer.state[p]["links"]["ema_0"]["ema"].item() for p in (a, b)]
+    assert len(calls) > 1 and all(kept)
+
+
+def test_a_count_that_starts_without_a_gradient_is_where_the_parameters_are():
+    x = torch.ones(1, device="meta", requires_grad=True)
+    optimizer = rc.accumulate(scale(-1.0), 2).optimizer([x])
+    optimizer.step()
+    assert optimizer.param_groups[0]["link_states"]["accumulate_0"]["gathered"].is_meta

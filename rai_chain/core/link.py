@@ -10,7 +10,16 @@ from torch import Tensor
 from ..data.checks import check_leaves
 from ..data.hyper import Range, Several, evaluated, has_schedule, show
 from ..data.rows import check_param_ndim
-from ..data.tree import Leaves, Spec, Tree, flatten, is_container, leaf_names, present, unflatten
+from ..data.tree import (
+    Leaves,
+    Spec,
+    Tree,
+    flatten_given,
+    is_container,
+    leaf_names,
+    present,
+    unflatten,
+)
 from ..engine import function as engine
 from ..engine.chunks import Call
 from ..engine.function import COUNTERS, Definition, Rows
@@ -80,7 +89,7 @@ class Link(GradientTransformation):
 
     def map(self, tree: Tree) -> Tree:
         """Apply a stateless link, as a plain function of one tree, to gradients or parameters."""
-        leaves, spec = flatten(tree)
+        leaves, spec = flatten_given(tree)
         check_leaves(leaves, spec, "tree")
         run = Run(spec, leaves, name=self.names[0])
         state = {} if self.keeps(self.values) else self.start(leaves, run, self.values)

@@ -11,7 +11,7 @@ from typing import Any, NoReturn, TypeVar
 import torchopt.base
 
 from ..data.checks import add, check_leaves, check_shapes, overlaps, write_back
-from ..data.tree import Leaves, Tree, flatten, leaves_like, unflatten
+from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
 from ..engine.run import Run, State, named_inputs, run_links, runs_plain
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
@@ -191,7 +191,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
 
         Args:
             params: a tensor, or any nest of dict, list and tuple of tensors; None leaves pass.
-                Floating dtype, any shape, any memory layout.
+                Floating dtype, any shape, any memory layout. Of a module, detached:
+                ``{name: p.detach() for name, p in net.named_parameters()}``.
 
         Returns:
             Tensors in plain dicts and lists; ``{}`` for a link that needs none.
@@ -200,7 +201,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             TypeError: a leaf is no floating strided tensor.
             ValueError: `param_ndim` or a value does not fit a leaf.
         """
-        leaves, spec = flatten(params)
+        leaves, spec = flatten_given(params)
         check_leaves(leaves, spec, "params")
         run = Run(spec, leaves)
         for link in self.links:
@@ -266,7 +267,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         `frank_wolfe_step`. A constraint holds exactly afterwards.
 
         Args:
-            params: a tree of tensors.
+            params: a tree of tensors; where they require a gradient, the result does, and the
+                autograd graph grows with every step.
             grads: a tree like `params`; a None leaf leaves its parameter to the projections.
             state: from `init` or the last call.
             hyperparams, **extra: as in `update`.
@@ -359,7 +361,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         self, updates: Tree, state: Any, params: Tree, inplace: bool, hyperparams: Any, extra: Any
     ) -> tuple[Leaves, Run, list[State], Values]:
         """Everything that can be refused is refused here, before anything is computed."""
-        leaves, spec = flatten(updates)
+        leaves, spec = flatten_given(updates)
         check_leaves(leaves, spec, "updates")
         run = Run(spec, None)
         if params is not None:

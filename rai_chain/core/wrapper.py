@@ -120,7 +120,7 @@ class Wrapper(Link):
         for prefix, t, keys in self._slots:
             rows = zip(t.links, self._inside(values)[prefix], strict=True)
             made._slots.append((prefix, t.with_links(tuple(k.bound(own) for k, own in rows)), keys))
-        made.inners = {prefix: t for prefix, t, _ in made._slots}
+        made.inners, made._known = {prefix: t for prefix, t, _ in made._slots}, {}
         return made  # type: ignore[no-any-return]
 
     # ------------------------------------------------------------------ for subclasses

@@ -13,11 +13,28 @@ from torch.utils import _pytree
 Tree = Any  # a tensor, or a nest of dicts, lists and tuples of tensors
 Leaves = list[Tensor | None]
 Spec = _pytree.TreeSpec
+_DEPTH = 300  # what Python's stack holds, in all that walks through a tree
+_TOO_DEEP = f"a tree must be nested at most {_DEPTH} deep  Got: a deeper one"
 
 
 def flatten(tree: Any) -> tuple[list[Any], Spec]:
     """The leaves of a tree in a fixed order, and what `unflatten` needs to undo it."""
     return _pytree.tree_flatten(tree)
+
+
+def flatten_given(tree: Any) -> tuple[list[Any], Spec]:
+    """`flatten` for a tree that comes from outside; ValueError where it is too deep."""
+    try:
+        leaves, spec = flatten(tree)
+    except RecursionError:
+        raise ValueError(_TOO_DEEP) from None
+    if spec.num_nodes - spec.num_leaves > _DEPTH:  # else it cannot be so deep
+        depth, level = 0, [spec]
+        while level := [child for node in level for child in node.children()]:
+            depth += 1
+        if depth > _DEPTH:
+            raise ValueError(_TOO_DEEP)
+    return leaves, spec
 
 
 def unflatten(leaves: list[Any], spec: Spec) -> Any:

@@ -595,3 +595,15 @@ def test_ties_keep_the_lowest_index():
     x = x_of(3)
     optimizer = mine.TopQGradientOptimizer([x], q=1 / 3, param_ndim=None)
     assert after_step(optimizer, x, [1.0, -1.0, 1.0]).tolist() == [1, -1, 0]
+
+
+@pytest.mark.parametrize("lib", [mine, theirs])
+@pytest.mark.parametrize("hook", ["_pre_step_transform_", "_post_step_transform_"])
+def test_the_hooks_of_the_base_class_do_nothing_also_without_an_instance(lib, hook):
+    p = torch.ones(2, requires_grad=True)
+    p.grad = torch.full((2,), 3.0)
+    getattr(getattr(lib, BASE), hook)(self=None, param=p, optim_group={})
+    assert p.tolist() == [1.0, 1.0] and p.grad.tolist() == [3.0, 3.0]
+    optimizer = getattr(lib, BASE)([p], lr=0.1)
+    getattr(optimizer, hook)(param=p, optim_group={})
+    assert p.tolist() == [1.0, 1.0] and p.grad.tolist() == [3.0, 3.0]

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -207,6 +208,8 @@ class FunctionLink(Link):
     param_ndim: Any
     seed: Any
     _known: Facts
+    _call: Call | None = None  # the link as a function of elements, with its own values
+    _fits: frozenset[Any] = frozenset()  # the dtypes that hold its own values, all plain numbers
 
     def __new__(
         cls,
@@ -237,7 +240,7 @@ class FunctionLink(Link):
 
     def bound(self, values: dict[str, Any]) -> Link:
         made: Any = super().bound(values)
-        made._known = self._facts_of(values)
+        made._known, made._call, made._fits = self._facts_of(values), None, frozenset()
         return made  # type: ignore[no-any-return]
 
     def __repr__(self) -> str:
@@ -276,10 +279,15 @@ class FunctionLink(Link):
         fitting = self.facts(values).fitting
         if not fitting and self.scope != "row":
             return
+        own = values is self.values
+        if own and self._fits and all(x is None or x.dtype in self._fits for x in leaves):
+            return
         rows = self.rows(run)
         if self.scope == "row":
             check_param_ndim(rows.param_ndim, *leaves, names=lambda: leaf_names(run.spec))
         engine.check_fit(self.definition, {n: values[n] for n in fitting}, leaves, run.spec, rows)
+        if own and self.scope == "element" and all(isinstance(values[n], Real) for n in fitting):
+            self._fits |= {leaf.dtype for leaf in leaves if leaf is not None}
 
     def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
         scheduled, _, _, draws = self.facts(values)
@@ -364,6 +372,8 @@ class FunctionLink(Link):
 
     def elementwise_call(self, state: State, values: dict[str, Any]) -> Call | None:
         d = self.definition
+        if values is self.values and self._call is not None:
+            return self._call
         if d.scope != "element" or d.given - {"out", "step"} or self.phase == "step":
             return None
         for value in values.values():
@@ -371,9 +381,12 @@ class FunctionLink(Link):
                 return None
         if "step" in d.given:
             values = {**values, "step": state["step"]}
-        if "out" in d.given:
-            return functools.partial(d.function, **values)
-        return lambda x, out: engine.checked(d, x, **values)
+        if "out" not in d.given:
+            return lambda x, out: engine.checked(d, x, **values)
+        call = functools.partial(d.function, **values)
+        if values is self.values:
+            self._call = call
+        return call
 
     def apply(
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]

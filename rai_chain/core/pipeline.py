@@ -267,8 +267,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         `frank_wolfe_step`. A constraint holds exactly afterwards.
 
         Args:
-            params: a tree of tensors; where they require a gradient, the result does, and the
-                autograd graph grows with every step.
+            params: a tree of tensors; where they require a gradient, the autograd graph grows.
             grads: a tree like `params`; a None leaf leaves its parameter to the projections.
             state: from `init` or the last call.
             hyperparams, **extra: as in `update`.
@@ -347,13 +346,15 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         """The new parameters: transform, step, project."""
         params = run.params or []
         run.writable = [False] * len(leaves)
-        names, links = self.names, self.links
+        names, links, phases = self.names, self.links, {link.phase for link in self.links}
         leaves, states = run_links(links, names, leaves, states, run, values, "gradient")
-        if any(link.phase == "step" for link in links):
+        if "step" in phases:
             new, states = run_links(links, names, leaves, states, run, values, "step")
         else:
             new = [add(p, g) for p, g in zip(params, leaves, strict=True)]
             run.writable = [g is not None and run.plain for g in leaves]
+        if "parameter" not in phases:
+            return new, states
         run.writable = [w and n is not p for w, n, p in zip(run.writable, new, params, strict=True)]
         return run_links(links, names, new, states, run, values, "parameter")
 

@@ -15,14 +15,13 @@ from ..data.checks import (
     check_leaves,
     check_made,
     check_shapes,
-    check_writable,
     overlaps,
     write_back,
 )
 from ..data.hyper import plain
 from ..data.messages import refuse_key, told
 from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
-from ..engine.run import Run, State, check_places, named_inputs, run_links, runs_plain
+from ..engine.run import Run, State, check_inplace, named_inputs, run_links, runs_plain
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
 Keys = list[dict[str, str]]  # for each link: hyperparameter -> key
@@ -214,7 +213,6 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             ValueError: `param_ndim` or a value does not fit a leaf.
         """
         leaves, spec = flatten_given(params)
-        check_leaves(leaves, spec, "params")
         check_made(leaves, spec, "params")
         run = Run(spec, leaves)
         for link in self.links:
@@ -398,8 +396,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         for link, own in zip(self.links, values, strict=True):
             link.check_fit(own, leaves, run)
         if inplace:
-            check_writable(leaves, spec, "updates")
-            check_places(self.links, leaves, states, run, values)
+            check_inplace(self.links, leaves, states, run, values)
         run.plain = runs_plain([*leaves, *(run.params or ())], values)
         run.writable = [inplace and leaf is not None and not overlaps(leaf) for leaf in leaves]
         return leaves, run, states, values

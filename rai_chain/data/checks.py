@@ -72,9 +72,10 @@ def _instead(value: Any) -> str:
 
 
 def check_made(leaves: Leaves, spec: Spec, what: str) -> None:
-    """Refuse parameters of a lazy module, which have no shape yet."""
+    """`check_leaves`, and refuse parameters of a lazy module, which have no shape yet."""
+    check_leaves(leaves, spec, what)
     for i, leaf in enumerate(leaves):
-        if torch.nn.parameter.is_lazy(leaf):
+        if leaf is not None and torch.nn.parameter.is_lazy(leaf):
             raise ValueError(
                 f"`{name_of(what, spec, i)}` must have a shape: run its module once before  "
                 f"Got: an {type(leaf).__name__}"

@@ -7,7 +7,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..data.checks import check_leaves, name_of
+from ..data.checks import check_leaves, check_writable, name_of
 from ..data.messages import told
 from ..data.plain import is_plain
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
@@ -103,6 +103,14 @@ def check_places(
                         f"`{what if what in own else place}` must be on {leaf.device} like "
                         f"`{name}`, in {link!r}  Got: {other.device}"
                     )
+
+
+def check_inplace(
+    links: Sequence[Any], leaves: Leaves, states: Sequence[State], run: Run, values: Any
+) -> None:
+    """Refuse leaves that cannot be written, or would be written in part."""
+    check_writable(leaves, run.spec, "updates")
+    check_places(links, leaves, states, run, values)
 
 
 def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]]) -> bool:

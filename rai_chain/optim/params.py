@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from ..data.checks import check_leaves, check_made, check_writable
+from ..data.checks import check_made, check_writable
 from ..data.messages import told
 from ..data.tree import Spec
 from .states import Group
@@ -65,9 +65,7 @@ def complete(groups: Any, values: Group) -> None:
 
 def check_params(params: list[Any], spec: Spec) -> None:
     """Refuse parameters that no link can transform; what gets no gradient may be of any kind."""
-    moving = [p if p.requires_grad else None for p in params]
-    check_leaves(moving, spec, "params")
-    check_made(params, spec, "params")
+    check_made([p if p.requires_grad else None for p in params], spec, "params")
     with torch.no_grad():
         check_writable(params, spec, "params")
 

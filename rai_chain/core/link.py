@@ -374,7 +374,8 @@ class FunctionLink(Link):
         if not isinstance(state, dict) or state.keys() != counters | keys:
             raise ValueError(f"`state` must be the state of {self!r}  Got: {told(state)}")
         if counters:
-            check_once(self, {name: state[name] for name in counters}, dict.fromkeys(counters, ()))
+            kept = {name: state[name] for name in COUNTERS if name in counters}
+            check_once(self, kept, dict.fromkeys(kept, ()))
         if keys:
             check_kept(self, self.columns(state, spec) or state, leaves, spec)
 

@@ -67,10 +67,14 @@ def shapes_kept(kind: type[Optimizer], shape: torch.Size) -> dict[str, torch.Siz
 
 def misfit(kind: type[Optimizer], state: dict[str, Any], shape: torch.Size) -> str:
     """What in a state is not of a parameter of this shape, in words; nothing where all is."""
-    for key, expected in shapes_kept(kind, shape).items():  # type: ignore[arg-type]
+    fits = shapes_kept(kind, shape)  # type: ignore[arg-type]
+    for key, expected in fits.items():
         saved = state.get(key)
         if isinstance(saved, Tensor) and saved.shape != expected:
             return f"`{key}` of shape {tuple(saved.shape)}, where {tuple(expected)} fits"
+    other = [k for k, v in state.items() if isinstance(v, Tensor) and k not in fits]
+    if other and any(key not in state for key in fits):  # Adafactor keeps other things of a vector
+        return f"`{other[0]}`, where {', '.join(fits)} fit"
     return ""
 
 

@@ -73,7 +73,9 @@ def misfit(kind: type[Optimizer], state: dict[str, Any], shape: torch.Size) -> s
         if isinstance(saved, Tensor) and saved.shape != expected:
             return f"`{key}` of shape {tuple(saved.shape)}, where {tuple(expected)} fits"
     other = [k for k, v in state.items() if isinstance(v, Tensor) and k not in fits]
-    if other and any(key not in state for key in fits):  # Adafactor keeps other things of a vector
+    sized = [key for key, expected in fits.items() if expected]
+    begun = any(key in state for key in fits) and not any(key in state for key in sized)
+    if other and sized and begun:  # Adafactor keeps other things of a vector than of a matrix
         return f"`{other[0]}`, where {', '.join(fits)} fit"
     return ""
 

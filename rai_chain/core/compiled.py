@@ -57,9 +57,13 @@ class Compiled(GradientTransformation):
         **extra: Any,
     ) -> tuple[Tree, Any]:
         graph, values = self._graph("update", updates), self._tensors(hyperparams)
-        out: tuple[Tree, Any] = graph(
-            updates, state, params, inplace=inplace, hyperparams=values, **extra
-        )
+        try:
+            out: tuple[Tree, Any] = graph(
+                updates, state, params, inplace=inplace, hyperparams=values, **extra
+            )
+        except Exception:  # outside a graph it says what does not fit
+            self.inner.update(updates, state, params, hyperparams=hyperparams, **extra)
+            raise
         return out
 
     def step(
@@ -72,7 +76,11 @@ class Compiled(GradientTransformation):
         **extra: Any,
     ) -> tuple[Tree, Any]:
         graph, values = self._graph("step", grads), self._tensors(hyperparams)
-        out: tuple[Tree, Any] = graph(params, grads, state, hyperparams=values, **extra)
+        try:
+            out: tuple[Tree, Any] = graph(params, grads, state, hyperparams=values, **extra)
+        except Exception:
+            self.inner.step(params, grads, state, hyperparams=hyperparams, **extra)
+            raise
         return out
 
     def _graph(self, name: str, tree: Tree) -> Any:

@@ -8,7 +8,8 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
-from ..data.hyper import REQUIRED, rules_of, shown_type
+from ..data.hyper import plain, rules_of, shown_type
+from ..data.messages import arguments, told
 from ..engine.function import GIVEN, Definition
 from ..engine.run import PHASES, Phase, Scope
 from .link import UNSET, Factory, FunctionLink
@@ -61,6 +62,8 @@ def _factory(
     draws: str | None,
     updates: bool,
 ) -> Factory:
+    if not callable(function) or not hasattr(function, "__name__"):
+        raise TypeError(f"`function` must be a function of a tensor  Got: {told(function)}")
     name = function.__name__
     first, *parameters = inspect.signature(function).parameters.values() or (None,)
     if first is None or first.kind is first.KEYWORD_ONLY:
@@ -110,16 +113,10 @@ def _factory(
 
     @functools.wraps(function)
     def factory(*args: Any, **kwargs: Any) -> FunctionLink:
-        try:
-            bound = signature.bind(*args, **kwargs)
-        except TypeError as error:
-            raise TypeError(f"{_call(name, signature)}: {error}") from None
-        bound.apply_defaults()
-        values = dict(bound.arguments)
+        given = arguments(name, signature, args, kwargs)
+        values = {key: plain(value) for key, value in given.items()}
         param_ndim, seed = values.pop("param_ndim", UNSET), values.pop("seed", 0)
-        whole = isinstance(seed, int) and not isinstance(seed, bool)
-        if not whole and not isinstance(seed, Tensor):
-            raise TypeError(f"`seed` must be an int or a 0-dim int64 tensor  Got: {seed!r}")
+        _check_seed(seed)
         return FunctionLink(made, values, param_ndim, seed)
 
     made: Any = factory
@@ -148,13 +145,16 @@ def _keys(start: State | None, scope: Scope) -> frozenset[str]:
     return frozenset(made)
 
 
-def _call(name: str, signature: inspect.Signature) -> str:
-    """How the factory is called, in the words of a user: ``top_q(q, dq=0.0)``."""
-    shown = [
-        p.name if p.default is REQUIRED else f"{p.name}={p.default!r}"
-        for p in signature.parameters.values()
-    ]
-    return f"{name}({', '.join(shown)})"
+def _check_seed(seed: Any) -> None:
+    """Refuse a seed that is no whole number of 64 bits, nor a tensor of one."""
+    if isinstance(seed, Tensor):
+        fits = seed.dtype in (torch.int64, torch.int32) and seed.ndim == 0
+    else:
+        fits = isinstance(seed, int) and not isinstance(seed, bool)
+        if fits and not -(2**63) <= seed < 2**63:
+            raise ValueError(f"`seed` must satisfy -2**63 <= seed < 2**63  Got: {seed}")
+    if not fits:
+        raise TypeError(f"`seed` must be an int or a 0-dim int64 tensor  Got: {told(seed)}")
 
 
 elementwise = Decorator(

@@ -8,8 +8,9 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ..data.checks import check_leaves
+from ..data.checks import check_leaves, check_one_device
 from ..data.hyper import Range, Several, evaluated, has_schedule, show
+from ..data.messages import told
 from ..data.rows import check_param_ndim
 from ..data.tree import (
     Leaves,
@@ -25,6 +26,7 @@ from ..engine import function as engine
 from ..engine.chunks import Call
 from ..engine.function import COUNTERS, Definition, Rows
 from ..engine.run import Phase, Run, Scope, State, runs_plain
+from .kept import check_kept, check_once
 from .pipeline import GradientTransformation
 
 
@@ -88,12 +90,17 @@ class Link(GradientTransformation):
         """Put leaves through the link; `values` are evaluated and checked."""
         raise NotImplementedError
 
-    def map(self, tree: Tree) -> Tree:
+    def map(self, tree: Tree, *, what: str = "tree") -> Tree:
         """Apply a stateless link, as a plain function of one tree, to gradients or parameters."""
         leaves, spec = flatten_given(tree)
-        check_leaves(leaves, spec, "tree")
+        check_leaves(leaves, spec, what)
+        if self.keeps(self.values) or self.phase == "step" or self.needs:
+            raise ValueError(
+                f"`map` must be called of a link that needs no more than one tree: use `init` and "
+                f"`update` or `step`  Got: {self!r}"
+            )
         run = Run(spec, leaves, name=self.names[0])
-        state = {} if self.keeps(self.values) else self.start(leaves, run, self.values)
+        state = self.start(leaves, run, self.values)
         values = self.evaluate(self.values, state)
         run.plain = runs_plain(leaves, [values])
         run.writable = [False] * len(leaves)
@@ -145,8 +152,21 @@ class Link(GradientTransformation):
     def check_fit(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
         """Refuse hyperparameters that do not fit the leaves."""
 
+    def meets(self, values: dict[str, Any]) -> bool:
+        """Whether leaves meet each other, or all of them what is kept once."""
+        return False
+
+    def check_devices(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
+        """Refuse leaves on several devices where they meet."""
+        if self.meets(values):
+            check_one_device(leaves, run.spec, "params", self)
+
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
         """Refuse a state that is not this link's, or of another tree."""
+
+    def fresh(self, leaves: Leaves, spec: Spec) -> dict[str, list[Any]]:
+        """What the state starts with for each leaf, as `columns` gives it."""
+        return {}
 
     def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
         """The values of this call: schedules evaluated, and checked again."""
@@ -350,23 +370,22 @@ class FunctionLink(Link):
         }
         return {**state, **engine.start(self.definition, leaves, run.spec, self.rows(run))}
 
+    def meets(self, values: dict[str, Any]) -> bool:
+        return self.scope == "tree" or bool(self.counters(values))
+
+    def fresh(self, leaves: Leaves, spec: Spec) -> State:
+        made = engine.start(self.definition, leaves, spec, self.rows(Run(spec)))
+        return self.columns(made, spec) if self.trees else made
+
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
-        d = self.definition
-        keys = set(state) if isinstance(state, dict) else {"?"}
-        if keys != self.counters(self.values) | d.keys:
-            raise ValueError(f"`state` must be the state of {self!r}  Got: {state!r}")
-        for key in self.trees:
-            own = engine.column_of(state, key, spec)
-            for i, (saved, leaf) in enumerate(zip(own, leaves, strict=True)):
-                if leaf is not None and (
-                    saved is None
-                    or (d.scope == "element" and saved.ndim and saved.shape != leaf.shape)
-                ):
-                    shape = None if saved is None else tuple(saved.shape)
-                    raise ValueError(
-                        f"`updates{leaf_names(spec)[i]}` must have the shape that `init` saw, "
-                        f"{shape}  Got: {tuple(leaf.shape)}"
-                    )
+        keys, counters = self.definition.keys, self.counters(self.values)
+        if not isinstance(state, dict) or state.keys() != counters | keys:
+            raise ValueError(f"`state` must be the state of {self!r}  Got: {told(state)}")
+        if counters:
+            kept = {name: state[name] for name in COUNTERS if name in counters}
+            check_once(self, kept, dict.fromkeys(kept, ()))
+        if keys:
+            check_kept(self, self.columns(state, spec) or state, leaves, spec)
 
     # ------------------------------------------------------------------ apply
 

@@ -6,13 +6,22 @@ links. Both are a `GradientTransformation`.
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, NoReturn, TypeVar
+from typing import Any, TypeVar
 
 import torchopt.base
 
-from ..data.checks import add, check_leaves, check_shapes, overlaps, write_back
+from ..data.checks import (
+    add,
+    check_leaves,
+    check_made,
+    check_shapes,
+    overlaps,
+    write_back,
+)
+from ..data.hyper import plain
+from ..data.messages import refuse_key, told
 from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
-from ..engine.run import Run, State, named_inputs, run_links, runs_plain
+from ..engine.run import Run, State, check_inplace, named_inputs, run_links, runs_plain
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
 Keys = list[dict[str, str]]  # for each link: hyperparameter -> key
@@ -101,6 +110,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             ValueError: a key that no link has; one that is ambiguous lists the qualified keys.
         """
         found: Values = [{} for _ in self.links]
+        if mapping is not None and not isinstance(mapping, Mapping):
+            raise TypeError(f"`hyperparams` must be a dict key -> value  Got: {told(mapping)}")
         if not mapping:
             return found
         keys = self.keys()
@@ -114,7 +125,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             if not owners:
                 refuse_key(key, keys, self)
             for i, name in owners:
-                found[i][name] = value
+                found[i][name] = plain(value)
         return found
 
     def resolve(self, mapping: Mapping[str, Any] | None, states: list[State]) -> Values:
@@ -202,10 +213,11 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             ValueError: `param_ndim` or a value does not fit a leaf.
         """
         leaves, spec = flatten_given(params)
-        check_leaves(leaves, spec, "params")
+        check_made(leaves, spec, "params")
         run = Run(spec, leaves)
         for link in self.links:
             link.check_fit(link.values, leaves, run)
+            link.check_devices(link.values, leaves, run)
         return self.pack([link.start(leaves, run, link.values) for link in self.links])
 
     def update(
@@ -384,6 +396,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         values = self.resolve(hyperparams, states)
         for link, own in zip(self.links, values, strict=True):
             link.check_fit(own, leaves, run)
+        if inplace:
+            check_inplace(self.links, leaves, states, run, values)
         run.plain = runs_plain([*leaves, *(run.params or ())], values)
         run.writable = [inplace and leaf is not None and not overlaps(leaf) for leaf in leaves]
         return leaves, run, states, values
@@ -397,23 +411,10 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         if not isinstance(state, (tuple, list)) or len(state) != len(self.links):
             raise ValueError(
                 f"`state` must be the state of {self!r}: a list of {len(self.links)}  "
-                f"Got: {state!r}"
+                f"Got: {told(state)}"
             )
         return [one if one != () else {} for one in state]
 
 
 # What later modules make: "pair", of two functions; "compiled" and "optimizer", of a pipeline.
 MAKERS: dict[str, Callable[..., Any]] = {}
-
-
-def refuse_key(key: str, keys: Keys, what: Any) -> NoReturn:
-    """Raise the ValueError for a key that no link answers to."""
-    qualified = [k for own in keys for name, k in own.items() if name == key]
-    if qualified:
-        raise ValueError(
-            f"`{key}` is ambiguous in {what}: it must be one of {', '.join(qualified)}  Got: {key}"
-        )
-    known = sorted({k for own in keys for k in own.values()})
-    raise ValueError(
-        f"`{key}` must name a hyperparameter of {what}: {', '.join(known) or 'none'}  Got: {key}"
-    )

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from ..data.checks import add, shares_memory
-from ..data.hyper import Rule, evaluated, has_schedule, show
+from ..data.hyper import Rule, evaluated, has_schedule, plain, show
 from ..data.leaves import device_of
+from ..data.messages import told
 from ..data.tree import (
     Leaves,
     Spec,
@@ -21,9 +22,9 @@ from ..data.tree import (
     spread_over,
     unflatten,
 )
-from ..engine.function import column_of
 from ..engine.run import Phase, Run, State, run_links
 from .chain import Chain, as_links, chain
+from .kept import check_kept, check_once
 from .link import Link
 from .pipeline import GradientTransformation, Keys
 
@@ -85,7 +86,8 @@ class Wrapper(Link):
             prefix: t if isinstance(t, GradientTransformation) else chain(t)
             for prefix, t in inners.items()
         }
-        self.options, self.name = options, cls.label
+        self.options = {name: plain(value) for name, value in options.items()}
+        options, self.name = self.options, cls.label
         self._known = {}
         if missing := sorted(set(cls.own) - set(options)):
             raise TypeError(f"`{missing[0]}` must be given to {cls.label}  Got: nothing")
@@ -220,13 +222,30 @@ class Wrapper(Link):
             for link, own in zip(inner.links, inside["inner"][prefix], strict=True):
                 link.check_fit(own, mine, run)
 
+    def check_devices(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
+        super().check_devices(values, leaves, run)
+        inside = self._inside(values)
+        for prefix, inner, _ in self._slots:
+            mine, part = self._part(prefix, leaves, run)
+            for link, own in zip(inner.links, inside[prefix], strict=True):
+                link.check_devices(own, mine, part)
+
+    def meets(self, values: dict[str, Any]) -> bool:
+        return bool(self.once) or self._counts(values)
+
+    def fresh(self, leaves: Leaves, spec: Spec) -> State:
+        made = self.begin(leaves, spec)
+        return {**made, **self.columns(made, spec)}
+
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
         names = {"inner", *self.trees, *self.once, *(["step"] if self._counts(self.values) else [])}
         inside = state.get("inner") if isinstance(state, dict) else None
         if not isinstance(inside, dict) or set(state) != names or set(inside) != set(self.inners):
-            raise ValueError(f"`state` must be the state of {self!r}  Got: {state!r}")
-        for key in self.trees:
-            column_of(state, key, spec)
+            raise ValueError(f"`state` must be the state of {self!r}  Got: {told(state)}")
+        if "step" in names:
+            check_once(self, {"step": state["step"]}, {"step": ()})
+        if self.trees or self.once:
+            check_kept(self, {**state, **self.columns(state, spec)}, leaves, spec)
         for prefix, inner in self.inners.items():
             mine, _ = self._part(prefix, leaves, Run(spec))
             for link, own in zip(inner.links, inner.unpack(inside[prefix]), strict=True):

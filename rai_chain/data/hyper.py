@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any
 
+import numpy
 import torch
 from torch import Tensor
 
+from .messages import check_function, told
 from .tree import flatten, is_container, unflatten
 
 
@@ -63,6 +65,8 @@ class Range:
                 raise TypeError(f"`{name}` must be a Python number  Got: a tensor")
             if value.is_complex():
                 raise TypeError(f"`{name}` must be real  Got: a tensor of {value.dtype}")
+            if value.layout is not torch.strided:
+                raise TypeError(f"`{name}` must be dense: use `.to_dense()`  Got: {value.layout}")
         elif isinstance(value, Real):
             number: Any = value
             above = number < self.high if self.open_high else number <= self.high
@@ -72,9 +76,11 @@ class Range:
                 raise ValueError(f"`{name}` must be a whole number  Got: {value}")
             if not (self.low <= number and above):
                 raise ValueError(f"`{name}` must satisfy {self.rule(name)}  Got: {value}")
-        elif not callable(value) or self.static:
+        elif not callable(value) or isinstance(value, type) or self.static:
             kinds = "a number" if self.static else "a number, a tensor or a schedule"
-            raise TypeError(f"`{name}` must be {kinds}  Got: {value!r}")
+            raise TypeError(f"`{name}` must be {kinds}  Got: {told(value)}")
+        else:
+            check_function(name, value, "step")
 
     def rule(self, name: str) -> str:
         """The interval in words: ``0.0 <= q <= 1.0``."""
@@ -104,7 +110,7 @@ class Flag:
         """Refuse anything but the choices."""
         if not any(value is c or (isinstance(c, str) and value == c) for c in self.choices):
             listed = ", ".join(map(repr, self.choices))
-            raise ValueError(f"`{name}` must be one of {listed}  Got: {value!r}")
+            raise ValueError(f"`{name}` must be one of {listed}  Got: {told(value)}")
 
 
 @dataclass(frozen=True)
@@ -121,7 +127,7 @@ class Several:
         """Refuse another number of values, and each that does not fit."""
         if not isinstance(value, (tuple, list)) or len(value) != self.count:
             raise TypeError(
-                f"`{name}` must be {self.count} numbers, tensors or schedules  Got: {value!r}"
+                f"`{name}` must be {self.count} numbers, tensors or schedules  Got: {told(value)}"
             )
         for one in value:
             self.each.check(name, one)
@@ -194,7 +200,31 @@ def evaluated(value: Any, step: Tensor) -> Any:
     if is_container(value):
         leaves, spec = flatten(value)
         return unflatten([evaluated(leaf, step) for leaf in leaves], spec)
-    return value(step) if is_schedule(value) else value
+    if not is_schedule(value):
+        return value
+    now = value(step)
+    if has_schedule(now):
+        raise TypeError(f"{told(value)} must return a number or a tensor  Got: {told(now)}")
+    return now
+
+
+_ANY = Range()
+
+
+def check_number(name: str, value: Any) -> None:
+    """Refuse the value of a schedule that is not one number."""
+    _ANY.check(name, value)
+    if isinstance(value, Tensor) and value.numel() != 1:
+        raise ValueError(f"`{name}` must be one number  Got: {told(value)}")
+
+
+def plain(value: Any) -> Any:
+    """A number of numpy as the Python number that it is, which `weights_only` loads."""
+    if isinstance(value, (dict, list, tuple)):
+        leaves, spec = flatten(value)
+        numbers = any(isinstance(leaf, numpy.generic) for leaf in leaves)
+        return unflatten(list(map(plain, leaves)), spec) if numbers else value
+    return value.item() if isinstance(value, numpy.generic) else value
 
 
 def as_tensor(number: Any) -> Any:

@@ -74,7 +74,7 @@ def leaves_like(tree: Any, spec: Spec, name: str, other: str) -> list[Any]:
         if not _collect(tree, spec, leaves, prefix=False):
             raise ValueError(
                 f"`{name}` must have the tree structure of {other}  "
-                f"Got: {_outline(own)} for {_outline(spec)}"
+                f"Got: {outline(own)} for {outline(spec)}"
             )
     return leaves
 
@@ -89,7 +89,7 @@ def spread_over(tree: Any, spec: Spec, name: str) -> list[Any]:
     if not _collect(tree, spec, leaves, prefix=True):
         raise ValueError(
             f"`{name}` must have the tree structure of `params`, or of its upper part  "
-            f"Got: {_outline(flatten(tree)[1])} for {_outline(spec)}"
+            f"Got: {outline(flatten(tree)[1])} for {outline(spec)}"
         )
     return leaves
 
@@ -165,5 +165,6 @@ def _collect(tree: Any, spec: Spec, found: list[Any], *, prefix: bool) -> bool:
     return all(_collect(part, child, found, prefix=prefix) for part, child in pairs)
 
 
-def _outline(spec: Spec) -> str:
+def outline(spec: Spec) -> str:
+    """The structure of a tree, a star for each leaf: ``{'a': *, 'b': [*, *]}``."""
     return str(unflatten(["*"] * spec.num_leaves, spec)).replace("'*'", "*")

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..data.checks import check_leaves, check_writable, name_of
+from ..data.messages import told
 from ..data.plain import is_plain
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
 from .chunks import Call, apply_elementwise
@@ -54,7 +56,11 @@ def run_links(
         if waiting:
             leaves, waiting = elementwise(waiting, leaves, run.writable, run.spec), []
         run.name = around + names[i]
-        leaves, states[i] = link.apply(leaves, states[i], run, values[i])
+        try:
+            leaves, states[i] = link.apply(leaves, states[i], run, values[i])
+        except RuntimeError:
+            check_places([link], leaves, [states[i]], run, [values[i]])
+            raise
     if waiting:
         leaves = elementwise(waiting, leaves, run.writable, run.spec)
     run.name = around
@@ -75,6 +81,38 @@ def elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool], spe
         raise
 
 
+def check_places(
+    links: Sequence[Any],
+    leaves: Leaves,
+    states: Sequence[State],
+    run: Run,
+    values: Sequence[dict[str, Any]],
+) -> None:
+    """Refuse tensors that are not on the devices of the leaves that they go with."""
+    for link, state, own in zip(links, states, values, strict=True):
+        beside: list[tuple[str, list[Any]]] = [("params", list(run.params or ()))]
+        beside += [(f"state: {key}", col) for key, col in link.columns(state, run.spec).items()]
+        beside += [(name, [v] * len(leaves)) for name, v in own.items() if isinstance(v, Tensor)]
+        for what, column in beside:
+            for i, (leaf, other) in enumerate(zip(leaves, column, strict=False)):
+                if leaf is None or not isinstance(other, Tensor) or other.device == leaf.device:
+                    continue
+                if what not in own or other.ndim or not other.is_cpu:
+                    name, place = name_of("updates", run.spec, i), name_of(what, run.spec, i)
+                    raise ValueError(
+                        f"`{what if what in own else place}` must be on {leaf.device} like "
+                        f"`{name}`, in {link!r}  Got: {other.device}"
+                    )
+
+
+def check_inplace(
+    links: Sequence[Any], leaves: Leaves, states: Sequence[State], run: Run, values: Any
+) -> None:
+    """Refuse leaves that cannot be written, or would be written in part."""
+    check_writable(leaves, run.spec, "updates")
+    check_places(links, leaves, states, run, values)
+
+
 def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]]) -> bool:
     """Whether leaves and hyperparameters are nothing but memory, see `is_plain`."""
     seen: list[object] = list(tensors)
@@ -87,10 +125,13 @@ def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]
 
 def named_inputs(extra: Mapping[str, Any], run: Run) -> dict[str, Any]:
     """The inputs that a link may ask for by name; a tree of gradients as its leaves."""
-    for name in extra:
+    for name, value in extra.items():
         if name not in ("value", "grad"):
-            raise TypeError(f"`{name}` must be `value` or `grad`  Got: {name}")
-    found = dict(extra)
+            raise TypeError(f"`{name}` must be `value` or `grad`  Got: {told(value)}")
+        if name == "value" and not isinstance(value, (int, float, Tensor, type(None))):
+            raise TypeError(f"`value` must be the loss, a number or a tensor  Got: {told(value)}")
+    found = {name: value for name, value in extra.items() if value is not None}
     if "grad" in found:
         found["grad"] = leaves_like(found["grad"], run.spec, "grad", "`updates`")
+        check_leaves(found["grad"], run.spec, "grad")
     return found

@@ -10,13 +10,16 @@ import torch
 from torch import Tensor
 from torch._C import _functorch
 from torch.autograd import forward_ad
-from torch.optim import LBFGS, SGD, Optimizer, SparseAdam
+from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.overrides import TorchFunctionMode
 
 from ..core.link import Link
-from ..data.hyper import evaluated, has_schedule, show
+from ..data.checks import name_of
+from ..data.hyper import check_number, evaluated, has_schedule, plain, show
+from ..data.messages import told
 from ..data.tree import Leaves, Spec, flatten, map_leaves
 from ..engine.run import Run, State
+from .kinds import made, misfit, start_momentum
 
 _NATIVE = "use a native optimizer (`rai_chain.sgd`, `adam`, ...)"
 
@@ -48,6 +51,7 @@ class FromTorch(Link):
     def __new__(cls, kind: type[Optimizer], options: dict[str, Any]) -> "FromTorch":
         _stay_outside_graphs()
         self: FromTorch = super().__new__(cls)
+        options = {name: plain(value) for name, value in options.items()}
         self.kind, self.options, self.name = kind, options, kind.__name__
         self.trees = frozenset({self.name})
         self._scheduled = frozenset(k for k, v in options.items() if has_schedule(v))
@@ -69,7 +73,7 @@ class FromTorch(Link):
         named = inspect.signature(self.kind).parameters
         known = {k: v for k, v in values.items() if k in named}
         options = _at({**self.options, **known}, torch.zeros((), dtype=torch.int64))
-        return self.kind([torch.zeros(1, 1)] if params is None else params, **options)
+        return made(self.kind, [torch.zeros(1, 1)] if params is None else params, options)
 
     # ------------------------------------------------------------------ checks
 
@@ -82,12 +86,17 @@ class FromTorch(Link):
         keys = set(state) if isinstance(state, dict) else set()
         needed = {self.name, *(["step"] if self._scheduled else [])}
         if not needed <= keys <= needed | {"group", "attributes"}:
-            raise ValueError(f"`state` must be the state of {self!r}  Got: {state!r}")
-        if len(state[self.name]) != len(leaves):
-            raise ValueError(
-                f"`updates` must have the {len(state[self.name])} leaves that `init` saw  "
-                f"Got: {len(leaves)}"
-            )
+            raise ValueError(f"`state` must be the state of {self!r}  Got: {told(state)}")
+        kept = state[self.name]
+        if not isinstance(kept, list) or len(kept) != len(leaves):
+            saw = f"{len(kept)} leaves" if isinstance(kept, list) else "leaves"
+            raise ValueError(f"`updates` must have the {saw} that `init` saw  Got: {len(leaves)}")
+        for i, (own, leaf) in enumerate(zip(kept, leaves, strict=True)):
+            if own and leaf is not None and (wrong := misfit(self.kind, own, leaf.shape)):
+                raise ValueError(
+                    f"`{name_of('updates', spec, i)}` must have the shape that `init` saw, which "
+                    f"made {wrong}  Got: {tuple(leaf.shape)}"
+                )
 
     def with_values(self, values: dict[str, Any]) -> "FromTorch":
         return FromTorch(self.kind, {**self.options, **values})
@@ -120,18 +129,18 @@ class FromTorch(Link):
 
     def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
         tensors = [leaf.detach().clone() for leaf in leaves if leaf is not None]
-        made = self._build({}, tensors) if tensors else self._instance
+        begun = self._build({}, tensors) if tensors else self._instance
         places = iter(tensors)
         state: dict[str, Any] = {}
         if self._scheduled:
             state["step"] = torch.zeros((), dtype=torch.int64)
-        own = (None if leaf is None else made.state.get(next(places)) for leaf in leaves)
+        own = (None if leaf is None else begun.state.get(next(places)) for leaf in leaves)
         state[self.name] = [_encode(dict(s or {})) for s in own]
         named = inspect.signature(self.kind).parameters  # else it is no argument: it is state
         any_name = any(p.kind is p.VAR_KEYWORD for p in named.values())
-        group = {} if any_name else made.param_groups[0]
+        group = {} if any_name else begun.param_groups[0]
         counts = {k: v for k, v in group.items() if k not in named and _is_count(v)}
-        return _with(state, counts, _attributes(made))
+        return _with(state, counts, _attributes(begun))
 
     def apply(
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
@@ -188,7 +197,7 @@ class FromTorch(Link):
 
     def _step_followed(self, optimizer: Optimizer) -> None:
         """A step that keeps every derivative, or says that it cannot."""
-        _start_momentum(optimizer)
+        start_momentum(optimizer)
         try:
             with _Watch():
                 optimizer.step()
@@ -256,6 +265,9 @@ def _at(values: dict[str, Any], step: Tensor) -> dict[str, Any]:
         return now.item() if read else now
 
     now = {k: evaluated(v, step) for k, v in values.items() if has_schedule(v)}
+    for name, value in now.items():
+        for one in flatten(value)[0]:
+            check_number(name, one)
     return {**values, **{k: map_leaves(number, v) for k, v in now.items()}}
 
 
@@ -343,22 +355,6 @@ def _detached(x: Any) -> Any:
 
 
 # ------------------------------------------------------------------ derivatives
-
-
-def _start_momentum(optimizer: Optimizer) -> None:
-    """Give SGD the buffers that its first step would make of detached gradients.
-
-    From -0.0, without dampening, it makes the same bits, and the derivative is right.
-    """
-    group = optimizer.param_groups[0]
-    momentum = group.get("momentum", 0)
-    if not isinstance(optimizer, SGD) or not (isinstance(momentum, Tensor) or momentum):
-        return
-    fresh = [p for p in group["params"] if p not in optimizer.state]
-    for p in fresh:
-        optimizer.state[p] = {"momentum_buffer": torch.full_like(p.grad, -0.0)}
-    group["params"] = [p for p in group["params"] if not any(p is f for f in fresh)]
-    optimizer.param_groups.append({**group, "params": fresh, "dampening": 0})
 
 
 def _traces(values: Iterable[Any], recording: bool | None = None) -> tuple[bool, bool]:

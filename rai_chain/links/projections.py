@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise
 from ..core.link import Factory
 from ..data.hyper import Bound, NonNegative, Optional
+from ..data.messages import arguments
 from ..data.tree import Tree
 from ..kernels import sets
 from .transforms import check_interval, clamped
@@ -150,13 +151,17 @@ def simplex(rows: Tensor, scale: NonNegative = 1.0, *, out: Tensor | None = None
 def _plain(factory: Factory, example: str) -> Callable[..., Tree]:
     """The function on trees that applies a parameter link to parameters."""
 
-    @functools.wraps(factory, updated=())
-    def project(params: Tree, *args: Any, **kwargs: Any) -> Tree:
-        return factory(*args, **kwargs).map(params)
-
     name = f"project_{factory.__name__}"
     first = inspect.Parameter("params", inspect.Parameter.POSITIONAL_OR_KEYWORD)
     own = list(inspect.signature(factory).parameters.values())
+    signature = inspect.Signature([first, *own])
+
+    @functools.wraps(factory, updated=())
+    def project(*args: Any, **kwargs: Any) -> Tree:
+        given = arguments(name, signature, args, kwargs)
+        params = given.pop("params")
+        return factory(**given).map(params, what="params")
+
     project.__name__ = project.__qualname__ = name
     project.__doc__ = f"""Project a tree of tensors onto the set of `rai_chain.{factory.__name__}`.
 
@@ -177,7 +182,7 @@ def _plain(factory: Factory, example: str) -> Callable[..., Tree]:
     Source: as `rai_chain.{factory.__name__}`.
     """
     del project.__wrapped__
-    project.__signature__ = inspect.Signature([first, *own])  # type: ignore[attr-defined]
+    project.__signature__ = signature  # type: ignore[attr-defined]
     return project
 
 

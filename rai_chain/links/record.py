@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..core.wrapper import Wrapper
 from ..data.hyper import Range
+from ..data.messages import check_function, told
 from ..data.tree import Leaves, Spec, Tree, flatten, unflatten
 from ..engine.run import Run, State
 from ..kernels.norms import row_norm
@@ -31,6 +32,9 @@ class Record(Wrapper):
     ) -> tuple[Leaves, State]:
         name, capacity = self.options["name"], self.options["capacity"]
         value = self.options["fn"](unflatten(list(leaves), run.spec))
+        shaped = isinstance(value, Tensor) and (value.ndim > 0 or value.is_complex())
+        if shaped or not isinstance(value, (int, float, Tensor)):
+            raise TypeError(f"`fn` must return one number, a 0-dim tensor  Got: {told(value)}")
         history = state["record"][name]
         value = torch.as_tensor(value, dtype=history.dtype, device=history.device)
         here = torch.arange(capacity, device=history.device) == state["step"] % capacity
@@ -63,8 +67,7 @@ def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Record
     Range(1, static=True, whole=True).check("capacity", capacity)
     if not isinstance(name, str):
         raise TypeError(f"`name` must be a string  Got: {name!r}")
-    if not callable(fn):
-        raise TypeError(f"`fn` must be a function of updates  Got: {fn!r}")
+    check_function("fn", fn, "updates")
     made: Record = Record({}, name=name, fn=fn, capacity=capacity)
     return made
 

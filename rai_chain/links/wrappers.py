@@ -11,6 +11,7 @@ from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
 from ..data.hyper import Flag, Range
 from ..data.leaves import both, choose, device_of, remember, zeros
+from ..data.messages import check_function, told
 from ..data.tree import Leaves, Spec, Tree, present, unflatten
 from ..engine.function import column_of
 from ..engine.run import Phase, Run, State
@@ -82,12 +83,11 @@ class Conditionally(Wrapper):
         self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
         said = self.options["predicate"](unflatten(list(leaves), run.spec), state["step"])
+        if not isinstance(said, bool) and getattr(said, "dtype", None) is not torch.bool:
+            raise TypeError(f"`predicate` must return one bool, a 0-dim tensor  Got: {told(said)}")
         condition = torch.as_tensor(said, device=device_of(leaves))
         if condition.ndim:
-            raise ValueError(
-                f"`predicate` must return one bool, a 0-dim tensor  "
-                f"Got: shape {tuple(condition.shape)}"
-            )
+            raise ValueError(f"`predicate` must return one bool, a 0-dim tensor  Got: {told(said)}")
         new, inside = self.through(leaves, state, run, values)
         return choose(condition, new, self.passed(leaves, run)), {
             "inner": {"": choose(condition, inside, state["inner"][""])}
@@ -118,8 +118,7 @@ def conditionally(
 
     Source: `conditionally_transform` in optax.
     """
-    if not callable(predicate):
-        raise TypeError(f"`predicate` must be a function  Got: {predicate!r}")
+    check_function("predicate", predicate, "updates", "step")
     made: Wrapper = Conditionally(chain(inner), predicate=predicate)
     return made
 

@@ -13,14 +13,16 @@ from torch.optim import SGD, Optimizer
 from ..core.link import FunctionLink, Link
 from ..data.checks import check_leaves, overlaps
 from ..data.hyper import Flag
+from ..data.messages import told
 from . import fast
 from .bound import Binding, Bound
 from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
 from .hooks import HOOKS, HookMethods, hooks_of
-from .inner import Aside, build, builds, complete, groups_of, shares_groups
+from .inner import Aside, build, builds, shares_groups
 from .layout import Entry, Pipeline, lay_out
+from .params import check_closure, check_defaults, complete, groups_of
 from .states import STATES, Group
 from .step import StepOptimizer
 from .work import Work
@@ -105,6 +107,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
         for name in [n for _, names in self._declared() for n in names]:
             if name in inner_opt_kwargs:
                 own[name] = inner_opt_kwargs.pop(name)
+        check_defaults(defaults)
         values = {**own, **(defaults or {})}
         if builds(InnerOpt, Optimizer):
             if params is None:
@@ -126,7 +129,9 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                     one.update(old)
                 raise
         else:
-            raise TypeError(f"`InnerOpt` must be an optimizer type or instance  Got: {InnerOpt!r}")
+            raise TypeError(
+                f"`InnerOpt` must be an optimizer type or instance  Got: {told(InnerOpt)}"
+            )
 
     def _settle(self, params: Any, values: Group, scheduled: tuple[str, ...], given: Group) -> None:
         """Lay out the links beside the inner optimizer, and refuse what does not fit."""
@@ -248,6 +253,8 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                 gradients may have been written, but no parameter and no state; where a
                 parameter link of one's own does, the inner step has been taken.
         """
+        if closure is not None:
+            check_closure(closure)
         bounds = None if closure is not None else self._bind()
         if bounds is not None and fast.direct(self, bounds):
             return None
@@ -324,6 +331,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     def _apply_post_step_transform_(self) -> None:
         """Put every parameter through the chain, in place, as `step` does."""
         if self._pending is None:
+            self._pipeline.check_alone()
             self._pending = [Work(bound, [None] * len(bound.params)) for bound in self._bind()]
             for one in self._pending:
                 one.prepare(self.state)

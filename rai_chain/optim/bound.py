@@ -9,13 +9,15 @@ import torch
 from torch import Tensor
 
 from ..core.link import Link
-from ..core.pipeline import Values, refuse_key
-from ..data.hyper import REQUIRED, has_schedule
+from ..core.pipeline import Values
+from ..data.hyper import REQUIRED, has_schedule, plain
+from ..data.messages import refuse_key
 from ..data.rows import check_param_ndim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
 from ..engine.chunks import Call
 from ..engine.run import Phase, Run, State
 from .layout import Pipeline, Scheduled
+from .params import check_group, check_params
 from .states import ENDED, STATES, Group, Keeper
 
 
@@ -86,6 +88,7 @@ class Bound:
             group[pipeline.aliases[alias]] = group.pop(alias)
         for key in sorted(pipeline.refused & group.keys()):
             refuse_key(key, pipeline.keys, "this optimizer")
+        group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
         same = new._read_tensors(group, self)
         for own in pipeline.keys:
             for name, key in own.items():
@@ -122,10 +125,11 @@ class Bound:
         if same and all(map(is_, params, old.params)):
             self.spec, self.numel = old.spec, old.numel
             return True
-        self.numel = sum(p.numel() for p in params)
         by_name = names is not None and len(set(names)) == len(params)
         tree: Any = dict.fromkeys(names or ()) if by_name else [None] * len(params)
         self.spec = flatten(tree)[1]
+        check_params(params, self.spec)
+        self.numel = sum(p.numel() for p in params)
         if "param_ndim" in group:
             check_param_ndim(ndim, *params, names=lambda: leaf_names(self.spec))
         return False
@@ -143,6 +147,7 @@ class Bound:
         self.pipeline.links[i].check_values(values)
         link, run = self.pipeline.links[i].bound(values), self.run()
         link.check_fit(values, self.params, run)
+        link.check_devices(values, self.params, run)
         self.links.append(link)
         self.values.append(values)
         self.keepers.append(Keeper(link, self.pipeline.names[i]))
@@ -310,13 +315,9 @@ class Binding:
 
     def _read_new(self, param_group: Group) -> Bound:
         """A param group that is to be added, read and checked."""
-        params = param_group["params"]
-        if not isinstance(params, (Tensor, set)):
-            param_group["params"] = params = list(params)
-        items = [params] if isinstance(params, Tensor) else params
-        tensors = [p[1] if isinstance(p, tuple) else p for p in items]
-        known = [p for p in tensors if isinstance(p, Tensor)]  # torch refuses the others
-        new = {**self.defaults, **param_group, "params": known}
+        check_group(param_group, "param_group")
+        params = [p[1] if isinstance(p, tuple) else p for p in param_group["params"]]
+        new = {**self.defaults, **param_group, "params": params}
         return self._read(Bound(self._pipeline, new))
 
     def _bound_of(self, group: Group) -> Bound:

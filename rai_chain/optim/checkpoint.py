@@ -11,6 +11,10 @@ import torch
 from torch import Generator, Tensor
 from torch.optim import Optimizer
 
+from ..data.checks import name_of
+from ..data.hyper import plain
+from ..data.messages import told
+from ..links.kinds import misfit
 from .bound import Binding, Bound
 from .drawn import DrawnTopQ
 from .hooks import Hooks
@@ -106,7 +110,9 @@ def load(
         loader: loads the innermost of all, as torch does.
         state_dict: what was saved.
     """
+    _check_form(state_dict)
     groups, saved = optimizers[0].param_groups, state_dict["param_groups"]
+    plain_kind: Any = type(getattr(optimizers[0], "inner_opt", optimizers[0]))
     schedules: list[list[Group]] = [[] for _ in optimizers]
     links: dict[Tensor, Group] = {}
     merged = list(saved)
@@ -128,6 +134,7 @@ def load(
                 schedules[place].append(bound.schedules)
                 one._read(bound, lambda new, own=states: _check(new, own, there, links))  # type: ignore[misc]
             _check_names(optimizers, new.get(STATES, {}), states)
+            _check_kept(plain_kind, own["params"], states)
     loader({**state_dict, "param_groups": merged})
     for group in optimizers[0].param_groups:
         if STATES in group and group["params"]:
@@ -140,6 +147,33 @@ def load(
             generator.set_state(first[name]["generator"].cpu())
     for one, found in zip(optimizers, schedules, strict=True):
         one._rebind(found)
+
+
+def _check_form(state_dict: Any) -> None:
+    """Refuse what no `state_dict` returned."""
+    if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= state_dict.keys():
+        raise TypeError(
+            f"`state_dict` must be a dict with `state` and `param_groups`  Got: {told(state_dict)}"
+        )
+    groups = state_dict["param_groups"]
+    alike = isinstance(groups, (list, tuple)) and all(isinstance(g, Mapping) for g in groups)
+    if not alike or not all("params" in group for group in groups):
+        raise TypeError(
+            f"`state_dict['param_groups']` must be a list of dicts with `params`  "
+            f"Got: {told(groups)}"
+        )
+    if not isinstance(state_dict["state"], Mapping):
+        raise TypeError(f"`state_dict['state']` must be a dict  Got: {told(state_dict['state'])}")
+
+
+def _check_kept(kind: type[Optimizer], params: list[Tensor], states: list[Group]) -> None:
+    """Refuse what an optimizer of torch kept of parameters of other shapes."""
+    for i, (p, own) in enumerate(zip(params, states, strict=True)):
+        if wrong := misfit(kind, own, p.shape):
+            raise ValueError(
+                f"`state` must be of these parameters  Got: for `params[{i}]` of shape "
+                f"{tuple(p.shape)} {wrong}"
+            )
 
 
 def _check_names(optimizers: Sequence[Binding], once: Group, states: list[Group]) -> None:
@@ -176,15 +210,18 @@ def _check(bound: Bound, states: list[Group], there: set[str], links: dict[Tenso
         if rest or saved:
             _fitted(name, saved, rest, idle=True, grows=grows)
         parts = [part or unseen(p) for p, part in zip(bound.params, parts, strict=True)]
-        for p, part, own in zip(bound.params, parts, states, strict=True):
+        for i, (p, part, own) in enumerate(zip(bound.params, parts, states, strict=True)):
             held = own.get(LINKS, {})
             beside = any(n in held for k, n, _ in rows if k.phase == link.phase)
             if beside and link.keeps_leaves:
-                fitted = _fitted(name, held.get(name), part, grows=grows)
+                leaf = name_of("params", bound.spec, i)
+                fitted = _fitted(name, held.get(name), part, grows=grows, where=leaf)
                 links.setdefault(p, {})[name] = fitted
 
 
-def _fitted(name: str, saved: Any, fresh: Any, *, idle: bool = False, grows: bool = False) -> Any:
+def _fitted(
+    name: str, saved: Any, fresh: Any, *, idle: bool = False, grows: bool = False, where: str = ""
+) -> Any:
     """What was saved, in the dtypes of what is fresh; ValueError where it has another form.
 
     Args:
@@ -193,16 +230,18 @@ def _fitted(name: str, saved: Any, fresh: Any, *, idle: bool = False, grows: boo
         fresh: as the link starts it.
         idle: whether a step or a seed may be there in one of them only.
         grows: whether the first step adds to what is fresh.
+        where: the parameter and the keys at which both stand, for messages.
     """
     fit = functools.partial(_fitted, name, idle=idle, grows=grows)
     if isinstance(fresh, dict) and isinstance(saved, dict):
         counters = {"step", "seed"} if idle else set()
         same = saved.keys() - counters == fresh.keys() - counters
         if same or (grows and fresh.keys() - {UNSEEN} <= saved.keys()):
-            return {k: fit(v, fresh.get(k, v)) for k, v in saved.items()}
+            places = {k: f"{where}: {k}" if where else k for k in saved}
+            return {k: fit(v, fresh.get(k, v), where=places[k]) for k, v in saved.items()}
     elif isinstance(fresh, (list, tuple)) and isinstance(saved, (list, tuple)):
         if len(fresh) == len(saved):
-            return [fit(s, f) for s, f in zip(saved, fresh, strict=True)]
+            return [fit(s, f, where=where) for s, f in zip(saved, fresh, strict=True)]
     elif isinstance(fresh, Tensor) and isinstance(saved, Tensor):
         alike = saved.shape == fresh.shape and saved.layout == fresh.layout
         kinds = [(t.is_floating_point(), t.is_complex(), t.is_meta) for t in (saved, fresh)]
@@ -210,9 +249,10 @@ def _fitted(name: str, saved: Any, fresh: Any, *, idle: bool = False, grows: boo
             return saved.to(fresh)
     elif saved is not None and type(fresh) is type(saved):
         return saved
-    got = "no state" if saved is None else repr(saved)
+    got = "no state" if saved is None else told(saved)
+    place = f", at `{where}` {told(fresh)}" if where and saved is not None else ""
     raise ValueError(
-        f"`{STATES}` must be of this chain and these parameters  Got: {got} for {name!r}"
+        f"`{STATES}` must be of this chain and these parameters{place}  Got: {got} for {name!r}"
     )
 
 
@@ -238,6 +278,8 @@ class Saved(Binding, Optimizer):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         stack = self._stack()
+        for group in self.param_groups:  # numpy's numbers would not load with `weights_only`
+            group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
         for bound in (bound for one in stack for bound in one._bounds.values()):
             bound.mark_ended()
         save_generators(stack)

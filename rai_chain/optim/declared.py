@@ -9,6 +9,7 @@ from torch import Generator
 from torch.optim import SGD
 
 from ..data.hyper import REQUIRED, shown_type
+from ..data.messages import arguments
 from ..links.transforms import TINY
 
 _POSITIONAL, _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
@@ -33,9 +34,7 @@ def declared(cls: Any) -> Callable[..., None]:
     base = next(k for k in cls.__mro__ if "takes" not in k.__dict__ and "__init__" in k.__dict__)
 
     def __init__(*args: Any, **kwargs: Any) -> None:  # noqa: N807
-        bound = signature.bind_partial(*args, **kwargs)
-        bound.apply_defaults()
-        given = dict(bound.arguments)
+        given = arguments(cls.__name__, signature, args, kwargs, partial=True)
         self, more = given.pop("self"), given.pop("inner_opt_kwargs")
         for name, attribute in _ATTRIBUTES.items():
             if name in given and given[name] is not torch.default_generator:

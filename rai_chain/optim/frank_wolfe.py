@@ -8,7 +8,7 @@ import torch
 from torch import Generator, Tensor, default_generator
 
 from ..core.define import elementwise
-from ..data.hyper import Bool, NonNegative, Number, Range
+from ..data.hyper import REQUIRED, Bool, NonNegative, Number, Range
 from ..links.frank_wolfe import check_rate, frank_wolfe_step, one_hot_sign
 from ..links.transforms import TINY
 from .adapter import ParamTransformingOptimizer
@@ -22,13 +22,21 @@ def _count(leaf: Tensor) -> dict[str, Tensor]:
     return {"count": torch.zeros((), dtype=torch.int64, device=leaf.device)}
 
 
-@elementwise(phase="step", state=_count, check=check_rate)
+def _check(values: dict[str, Any]) -> None:
+    """Refuse a rate above 1 where it is the step size itself, and a radius below 0."""
+    check_rate(values)
+    if values["in_ball"]:
+        Range(0.0).check("lmo_scaling_factor", values["lmo_scaling_factor"])
+
+
+@elementwise(phase="step", state=_count, check=_check)
 def frank_wolfe(
     grad: Tensor,
     lr: NonNegative = 2.0,
     lmo_scaling_factor: Number = 1.0,
     use_default_lr_schedule: Bool = True,
     div_by_zero_eps: NonNegative = TINY,
+    in_ball: Bool = False,
     *,
     param: Tensor,
     state: dict[str, Tensor],
@@ -68,6 +76,8 @@ class FrankWolfe(StepOptimizer):
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML; the class of the same name in rai-toolbox.
     """
 
+    in_ball: ClassVar[bool] = False  # whether the factor is the radius of a ball
+
     def __init__(
         self,
         params: Any,
@@ -81,17 +91,20 @@ class FrankWolfe(StepOptimizer):
             raise TypeError(
                 f"`use_default_lr_schedule` must be a bool  Got: {use_default_lr_schedule!r}"
             )
-        link = frank_wolfe(lr, lmo_scaling_factor, use_default_lr_schedule, div_by_zero_eps)
+        switches = use_default_lr_schedule, div_by_zero_eps, self.in_ball
+        link = frank_wolfe(lr, lmo_scaling_factor, *switches)
         keys = {n: n for n in ("lr", "lmo_scaling_factor")}
         super().__init__(params, link, keys)
 
     def _read(self, bound: Bound, check: Callable[[Bound], None] | None = None) -> Bound:
         """A group's `epsilon` is the radius where it has one, as methods over a ball give it."""
         keys = {"lr": "lr", "lmo_scaling_factor": "lmo_scaling_factor"}
+        (link,) = self._pipeline.links
         if "epsilon" in bound.group:
             Range(0.0).check("epsilon", bound.group["epsilon"])
             keys["lmo_scaling_factor"] = "epsilon"
-        bound.pipeline = replace(self._pipeline, keys=[keys])
+            link = link.with_values({"in_ball": True})
+        bound.pipeline = replace(self._pipeline, links=[link], keys=[keys])
         return super()._read(bound, check)
 
     def __setstate__(self, state: Group) -> None:
@@ -101,6 +114,15 @@ class FrankWolfe(StepOptimizer):
                 own[LINKS] = {"frank_wolfe_0": {"count": torch.tensor(own.pop("step"))}}
 
 
+class _InBall(FrankWolfe):
+    """`FrankWolfe` over a ball, whose radius is not negative."""
+
+    in_ball = True
+
+
+_InBall.__name__ = "FrankWolfe"  # as it is shown
+
+
 class _FrankWolfeMethod(ParamTransformingOptimizer):
     """What the methods over one ball share: a direction of ascent, and `FrankWolfe` inside."""
 
@@ -108,7 +130,7 @@ class _FrankWolfeMethod(ParamTransformingOptimizer):
         self,
         params: Any,
         *,
-        epsilon: float,
+        epsilon: float = REQUIRED,
         lr: float = 2.0,
         use_default_lr_schedule: bool = True,
         param_ndim: int | None = -1,
@@ -116,13 +138,21 @@ class _FrankWolfeMethod(ParamTransformingOptimizer):
     ) -> None:
         super().__init__(
             params,
-            FrankWolfe,
-            lmo_scaling_factor=epsilon,
+            _InBall,
+            lmo_scaling_factor=_radius(self, epsilon),
             lr=lr,
             use_default_lr_schedule=use_default_lr_schedule,
             param_ndim=param_ndim,
             div_by_zero_eps=div_by_zero_eps,
         )
+
+
+def _radius(optimizer: Any, epsilon: Any) -> Any:
+    """The radius of a ball, checked by its own name."""
+    if epsilon is REQUIRED:
+        raise TypeError(f"`epsilon` must be given to {type(optimizer).__name__}  Got: nothing")
+    Range(0.0).check("epsilon", epsilon)
+    return epsilon
 
 
 class L1FrankWolfe(_FrankWolfeMethod):
@@ -238,8 +268,8 @@ class L1qFrankWolfe(L1qNormedGradientOptim):
         self,
         params: Any,
         *,
-        q: float,
-        epsilon: float,
+        q: float = REQUIRED,
+        epsilon: float = REQUIRED,
         dq: float = 0.0,
         lr: float = 2.0,
         use_default_lr_schedule: bool = True,
@@ -249,8 +279,8 @@ class L1qFrankWolfe(L1qNormedGradientOptim):
     ) -> None:
         super().__init__(
             params,
-            FrankWolfe,
-            lmo_scaling_factor=epsilon,
+            _InBall,
+            lmo_scaling_factor=_radius(self, epsilon),
             q=q,
             dq=dq,
             lr=lr,

@@ -128,10 +128,10 @@ class HookMethods(Optimizer):
             if link.phase != phase:
                 continue
             values = {**link.values, **{n: group[k] for n, k in own.items()}}
-            if link.keeps(values):
+            if link.keeps(values) or link.needs:
                 raise ValueError(
                     f"`{type(self).__name__}` must not override hooks, as a link of it keeps a "
-                    f"state  Got: {link!r}"
+                    f"state, or needs the loss or the raw gradient  Got: {link!r}"
                 )
             run = GroupRun(_ONE, [param], -1, writable=[True], group=group)
             out, _ = link.apply([leaf], {}, run, values)

@@ -5,10 +5,10 @@ import inspect
 from collections import defaultdict
 from typing import Any
 
-import torch
 from torch.optim import Optimizer
 
 from ..data.hyper import has_schedule
+from ..links.kinds import made
 from .bound import Binding
 from .layout import at_start
 from .states import Group
@@ -28,21 +28,6 @@ def builds(x: Any, kind: type = Optimizer) -> bool:
     return inspect.isclass(target) and issubclass(target, kind)
 
 
-def groups_of(params: Any) -> Any:
-    """Parameters as a list of param groups, as torch reads them."""
-    if isinstance(params, torch.Tensor):
-        return params  # torch refuses it
-    groups = list(params)
-    return groups if not groups or isinstance(groups[0], dict) else [{"params": groups}]
-
-
-def complete(groups: Any, values: Group) -> None:
-    for group in groups if isinstance(groups, list) else ():
-        for key, value in values.items():
-            if isinstance(group, dict):
-                group.setdefault(key, value)
-
-
 def build(InnerOpt: Any, groups: Any, kwargs: Group) -> tuple[Optimizer, Group]:
     """The inner optimizer, and the schedules among its arguments and in the groups."""
     arguments = {**getattr(InnerOpt, "keywords", {}), **kwargs}
@@ -52,11 +37,11 @@ def build(InnerOpt: Any, groups: Any, kwargs: Group) -> tuple[Optimizer, Group]:
     if issubclass(target, Binding):  # it runs schedules itself
         names, scheduled = set(), {}
     later = []
-    for group in groups if isinstance(groups, list) else ():
+    for group in groups:
         own = {k: v for k, v in group.items() if k in names and has_schedule(v)}
         later.append({**{k: v for k, v in scheduled.items() if k not in group}, **own})
         group.update(at_start(own))
-    inner = InnerOpt(groups, **{**kwargs, **at_start(scheduled)})
+    inner = made(InnerOpt, groups, {**kwargs, **at_start(scheduled)})
     for group, more in zip(inner.param_groups, later, strict=False):
         group.update(more)
     return inner, {k: v for more in (scheduled, *later) for k, v in more.items()}

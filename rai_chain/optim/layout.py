@@ -13,8 +13,8 @@ from torch import Tensor
 from ..core.chain import link_names
 from ..core.link import Link
 from ..core.pipeline import Keys, Values
-from ..data.hyper import REQUIRED, evaluated, has_schedule
-from ..data.tree import Leaves, map_leaves
+from ..data.hyper import REQUIRED, check_number, evaluated, has_schedule
+from ..data.tree import Leaves, flatten, map_leaves
 from ..engine.run import Phase, Run, State
 from ..links.transforms import scale_bias
 from .states import STATES, Group
@@ -29,10 +29,12 @@ _TORCHS |= {"base_momentum", "max_momentum", "initial_momentum", STATES}
 
 def at_start(values: Group) -> Group:
     """The values of the first step: schedules evaluated, to numbers."""
-    return {k: _number(evaluated(v, _zero())) for k, v in values.items()}
+    return {k: _number(k, evaluated(v, _zero())) for k, v in values.items()}
 
 
-def _number(value: Any) -> Any:
+def _number(name: str, value: Any) -> Any:
+    for one in flatten(value)[0]:
+        check_number(name, one)
     return map_leaves(lambda x: x.item() if isinstance(x, Tensor) else x, value)
 
 
@@ -73,7 +75,9 @@ class Scheduled(Link):
         return {"step": _zero()} if self.keeps(values) else {}
 
     def now(self, values: Group, state: State) -> Group:
-        return {k: _number(evaluated(v, state["step"])) if state else v for k, v in values.items()}
+        return {
+            k: _number(k, evaluated(v, state["step"])) if state else v for k, v in values.items()
+        }
 
     def evaluate(self, values: Group, state: State) -> Group:
         now = self.now(values, state)
@@ -121,6 +125,15 @@ class Pipeline:
         for link, keys in zip(self.links, self.keys, strict=True):
             values = {n: _read(group.get(k, link.values[n])) for n, k in keys.items()}
             link.check_values({**link.values, **values})
+
+    def check_alone(self) -> None:
+        """Refuse parameter links that need what only a step has."""
+        for link in self.links:
+            if link.phase == "parameter" and link.needs:
+                raise ValueError(
+                    f"`step` must be called, as {link!r} needs {' and '.join(sorted(link.needs))}, "
+                    "which a projection alone has not  Got: a projection alone"
+                )
 
     def defaults(self) -> Group:
         """Key -> the default value of each hyperparameter that has one."""

@@ -9,9 +9,11 @@ from torch.optim import Optimizer
 
 from ..core.link import Link
 from ..data.checks import check_leaves
+from ..data.messages import told
 from .bound import Binding
 from .checkpoint import load, reduced
 from .layout import Pipeline
+from .params import check_closure, groups_of
 from .states import Group
 from .work import Work
 
@@ -52,8 +54,14 @@ class StepOptimizer(Binding, Optimizer):
         name: str | None = None,
     ) -> None:
         if not isinstance(link, Link) or link.phase != "step":
-            raise TypeError(f"`link` must be a link that steps  Got: {link!r}")
+            raise TypeError(f"`link` must be a link that steps  Got: {told(link)}")
         keys = {n: n for n in link.values} if keys is None else keys
+        if not isinstance(keys, dict) or not keys.keys() <= link.values.keys():
+            raise TypeError(
+                f"`keys` must be a dict hyperparameter -> key, of {', '.join(link.values)}  "
+                f"Got: {told(keys)}"
+            )
+        params = groups_of(params)
         self._pipeline, self._bounds = Pipeline(label=type(self).__name__), {}
         self._pipeline.add(link, name or link.names[0], keys)
         self._pipeline.aliases |= {f"{name}.{n}": key for n, key in keys.items() if name}
@@ -72,6 +80,7 @@ class StepOptimizer(Binding, Optimizer):
         """
         loss = None
         if closure is not None:
+            check_closure(closure)
             with torch.enable_grad():
                 loss = closure()
         given, self._given = self._given, {}

@@ -37,15 +37,16 @@ def _place(name: str) -> int:
     return number
 
 
-def uniform(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
-    """Values in [0, 1), uniform on the multiples of 2**-24.
+def uniform(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
+    """Values in [0, 1), uniform on the multiples of 2**-24, in float64 of 2**-53.
 
     Args:
         key: 0-dim int64.
         shape: of the result.
+        dtype: float32 or float64.
 
     Returns:
-        A float32 tensor on the device of `key`.
+        A tensor on the device of `key`.
 
     Example:
         >>> uniform(torch.tensor(7), (3,))
@@ -53,19 +54,24 @@ def uniform(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
 
     Source: SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
-    count = torch.arange(math.prod(shape), device=key.device).reshape(shape)
-    return ((mix(key + count * _ODD) >> 40) & 0xFFFFFF).to(torch.float32) * 2.0**-24
+    if dtype not in (torch.float32, torch.float64):
+        raise ValueError(f"`dtype` must be torch.float32 or torch.float64  Got: {dtype}")
+    bits = 24 if dtype == torch.float32 else 53
+    # `& -1` changes nothing; without it inductor multiplies places itself, beyond 64 bits.
+    count = torch.arange(math.prod(shape), device=key.device).reshape(shape) & -1
+    return _shift(mix(key + count * _ODD), 64 - bits).to(dtype) * 2.0**-bits
 
 
-def normal(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
+def normal(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.float32) -> Tensor:
     """Standard normal values.
 
     Args:
         key: 0-dim int64.
         shape: of the result.
+        dtype: float32 or float64.
 
     Returns:
-        A float32 tensor on the device of `key`.
+        A tensor on the device of `key`.
 
     Example:
         >>> normal(torch.tensor(7), (3,))
@@ -73,8 +79,8 @@ def normal(key: Tensor, shape: tuple[int, ...] = ()) -> Tensor:
 
     Source: the transform of two uniform values (Box and Muller 1958).
     """
-    radius = torch.sqrt(-2.0 * torch.log(1.0 - uniform(key, shape)))
-    return radius * torch.cos(2.0 * math.pi * uniform(mix(key) + 1, shape))
+    radius = torch.sqrt(-2.0 * torch.log(1.0 - uniform(key, shape, dtype)))
+    return radius * torch.cos(2.0 * math.pi * uniform(mix(key) + 1, shape, dtype))
 
 
 def bernoulli(key: Tensor, p: float | Tensor, shape: tuple[int, ...] = ()) -> Tensor:

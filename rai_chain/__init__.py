@@ -1,6 +1,6 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
-from . import optim, random
+from . import optim, random, solve
 from .core import compiled as _compiled  # noqa: F401  (what `compile` makes)
 from .core.chain import chain, named_chain
 from .core.define import elementwise, leafwise, rowwise, treewise
@@ -262,6 +262,7 @@ __all__ = [
     "sign",
     "simplex",
     "soft_threshold",
+    "solve",
     "sparsity",
     "stateless",
     "terngrad",

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from . import optim as optim
 from . import random as random
+from . import solve as solve
 from .core.chain import chain as chain
 from .core.chain import named_chain as named_chain
 from .core.define import elementwise as elementwise

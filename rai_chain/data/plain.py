@@ -28,3 +28,11 @@ def is_plain(values: Iterable[object]) -> bool:
         ):
             return False
     return True
+
+
+def is_differentiated() -> bool:
+    """Whether a transform around this call, or a compiler, may take derivatives of it."""
+    if torch.compiler.is_compiling() or forward_ad._current_level >= 0:
+        return True
+    around = torch._C._functorch.get_interpreter_stack() or ()
+    return any(one.key() != torch._C._functorch.TransformType.Vmap for one in around)

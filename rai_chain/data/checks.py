@@ -74,7 +74,7 @@ def _instead(value: Any) -> str:
 def check_made(leaves: Leaves, spec: Spec, what: str) -> None:
     """`check_leaves`, and refuse parameters of a lazy module, which have no shape yet."""
     check_leaves(leaves, spec, what)
-    for i, leaf in enumerate(leaves):
+    for i, leaf in enumerate(() if torch.compiler.is_compiling() else leaves):
         if leaf is not None and torch.nn.parameter.is_lazy(leaf):
             raise ValueError(
                 f"`{name_of(what, spec, i)}` must have a shape: run its module once before  "
@@ -84,7 +84,7 @@ def check_made(leaves: Leaves, spec: Spec, what: str) -> None:
 
 def check_writable(leaves: Leaves, spec: Spec, what: str) -> None:
     """Refuse leaves into which nothing may be written."""
-    for i, leaf in enumerate(leaves):
+    for i, leaf in enumerate(() if torch.compiler.is_compiling() else leaves):
         if leaf is None:
             continue
         if leaf.is_inference() and not torch.is_inference_mode_enabled():

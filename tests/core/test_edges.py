@@ -71,3 +71,14 @@ def test_detached_parameters_of_a_module_keep_the_graph_away():
             params, state = tx.step(params, torch.func.grad(loss)(params), state)
         depths.append(graph_depth(params["weight"]))
     assert depths[0] > 20 and depths[1] == 0
+
+
+def test_init_and_an_update_in_place_are_part_of_a_graph():
+    tx, x = chain(clamp(-1.0, 1.0), ema(0.5)), torch.tensor([3.0, -0.5])
+
+    def run(x):
+        g = x * 1.0
+        return tx.update(g, tx.init(x), x, inplace=True)[0]
+
+    torch.compiler.reset()
+    assert torch.equal(torch.compile(run, fullgraph=True, backend="eager")(x), run(x))

@@ -2643,6 +2643,24 @@ TABLE = [
         ValueError,
         "`div_factor` must satisfy 1 <= div_factor  Got: 0.5",
     ),
+    (
+        "",
+        'C(scale(1.), params=[{"params": {x}}], lr=.1)',
+        TypeError,
+        "`params` must be a list of parameters, as a set has no order  Got: a set",
+    ),
+    (
+        "",
+        'sgd(.1).optimizer([{"params": [x]}, {"params": {zeros(2)}}])',
+        TypeError,
+        "`params[1]` must be a list of parameters, as a set has no order  Got: a set",
+    ),
+    (
+        "o = C(scale(1.), params=[x], lr=.1)",
+        'o.add_param_group({"params": {zeros(2).requires_grad_()}})',
+        TypeError,
+        "`param_group` must be a list of parameters, as a set has no order  Got: a set",
+    ),
     ("", "sgdr_schedule([])", TypeError, "`schedules` must hold functions of the step  Got: []"),
 ]
 

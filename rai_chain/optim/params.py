@@ -49,6 +49,8 @@ def check_group(group: Any, name: str) -> None:
     if not isinstance(group, dict) or "params" not in group:
         raise TypeError(f"`{name}` must be a dict with `params`  Got: {told(group)}")
     own = group["params"]
+    if isinstance(own, (set, frozenset)):
+        raise TypeError(f"`{name}` must be a list of parameters, as a set has no order  Got: a set")
     group["params"] = params = [own] if isinstance(own, torch.Tensor) else listed(own, name)
     for place, item in enumerate(params):
         param = item[1] if isinstance(item, tuple) and len(item) == 2 else item

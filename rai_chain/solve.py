@@ -13,8 +13,9 @@ from .core.pipeline import GradientTransformation
 from .data.checks import check_leaves, check_shapes
 from .data.hyper import Flag, Range
 from .data.leaves import device_of
+from .data.messages import check_function, told
 from .data.plain import is_differentiated, is_plain
-from .data.random import stream
+from .data.random import check_seed, stream
 from .data.tree import Tree, flatten, leaves_like, map_leaves, unflatten
 
 Stop = Callable[[Tree, Tensor], Tensor]
@@ -239,8 +240,16 @@ def _solve(
     seed: int | Tensor,
 ) -> Solution:
     tx = tx if isinstance(tx, GradientTransformation) else chain(tx)
-    functions = {"fun": fun, "init": init, "stop": stop, "callback": callback}
-    _check(functions, {"steps": steps, "restarts": restarts}, {"best": best, "progress": progress})
+    check_function("fun", fun, "x")
+    optional = (
+        ("init", init, ("x0", "key")),
+        ("stop", stop, ("x", "values")),
+        ("callback", callback, ("visit", "x", "values")),
+    )
+    for name, function, inputs in optional:
+        if function is not None:
+            check_function(name, function, *inputs)
+    _check(init, {"steps": steps, "restarts": restarts}, {"best": best, "progress": progress})
     keys = _keys(x0, seed)
     tx.init(x0)  # refuses leaves, and values that do not fit them
     quiet: AbstractContextManager[Any] = nullcontext() if is_differentiated() else torch.no_grad()
@@ -299,17 +308,14 @@ def _evaluate(fun: Function, x: Tree, sign: float | None) -> tuple[Tensor, Tree]
 # ------------------------------------------------------------------ what is refused
 
 
-def _check(functions: dict[str, Any], counts: dict[str, Any], flags: dict[str, Any]) -> None:
-    for name, function in functions.items():
-        if not callable(function) and (function is not None or name == "fun"):
-            raise TypeError(f"`{name}` must be a function  Got: {function!r}")
+def _check(init: Any, counts: dict[str, Any], flags: dict[str, Any]) -> None:
     for name, count in counts.items():
         Range(0, static=True, whole=True).check(name, count)
         if not isinstance(count, int):
-            raise TypeError(f"`{name}` must be an int  Got: {count!r}")
+            raise TypeError(f"`{name}` must be an int  Got: {told(count)}")
     for name, flag in flags.items():
         Flag().check(name, flag)
-    if counts["restarts"] and functions["init"] is None:
+    if counts["restarts"] and init is None:
         raise ValueError(
             "`init` must be given with restarts, which else repeat the first run  Got: None"
         )
@@ -322,10 +328,8 @@ def _keys(x0: Tree, seed: int | Tensor) -> Callable[[int], Tensor]:
     leaves, spec = flatten(x0)
     check_leaves(leaves, spec, "x0")
     if all(leaf is None for leaf in leaves):
-        raise ValueError(f"`x0` must have a tensor  Got: {x0!r}")
-    whole = isinstance(seed, int) and not isinstance(seed, bool)
-    if not whole and not (isinstance(seed, Tensor) and seed.dtype == torch.int64 and not seed.ndim):
-        raise TypeError(f"`seed` must be an int or a 0-dim int64 tensor  Got: {seed!r}")
+        raise ValueError(f"`x0` must have a tensor  Got: {told(x0)}")
+    check_seed(seed)
     device = device_of(leaves)
     own = torch.as_tensor(seed, dtype=torch.int64, device=device)
     return lambda run: stream(own, torch.tensor(run, device=device), "solve")
@@ -342,8 +346,7 @@ def _like(x: Tree, x0: Tree) -> Tree:
 
 def _values(values: Any, leaves: Sequence[Tensor]) -> Tensor:
     if not isinstance(values, Tensor) or not values.is_floating_point():
-        got = values.dtype if isinstance(values, Tensor) else type(values).__name__
-        raise TypeError(f"`fun` must return a floating tensor  Got: {got}")
+        raise TypeError(f"`fun` must return a floating tensor  Got: {told(values)}")
     for leaf in leaves:
         if leaf.shape[: values.ndim] != values.shape:
             raise ValueError(
@@ -355,10 +358,9 @@ def _values(values: Any, leaves: Sequence[Tensor]) -> Tensor:
 
 def _verdict(said: Any, values: Tensor) -> Tensor:
     if not isinstance(said, Tensor) or said.dtype != torch.bool or said.shape != values.shape:
-        got = f"{said.dtype} {tuple(said.shape)}" if isinstance(said, Tensor) else repr(said)
         raise TypeError(
             f"`stop` must return a bool tensor of the shape of the values, {tuple(values.shape)}  "
-            f"Got: {got}"
+            f"Got: {told(said)}"
         )
     return said
 

@@ -336,7 +336,7 @@ def test_progress_without_tqdm_says_what_to_do(monkeypatch):
 
 
 BAD = {
-    "fun": ({"fun": 3}, TypeError, "`fun` must be a function  Got: 3"),
+    "fun": ({"fun": 3}, TypeError, "`fun` must be a function of x  Got: 3"),
     "x0": ({"x0": torch.ones(2).int()}, TypeError, "`x0.*` must have a floating dtype"),
     "no tensor": ({"x0": {"a": None}}, ValueError, "`x0` must have a tensor"),
     "tx": ({"tx": "sgd"}, TypeError, "`chain` must get gradient transformations"),
@@ -346,8 +346,12 @@ BAD = {
     "restarts": ({"restarts": 1.5}, ValueError, "`restarts` must be a whole number  Got: 1.5"),
     "init": ({"restarts": 2}, ValueError, "`init` must be given with restarts"),
     "best": ({"best": 1}, ValueError, "`best` must be one of False, True  Got: 1"),
-    "stop": ({"stop": 0.5}, TypeError, "`stop` must be a function  Got: 0.5"),
-    "callback": ({"callback": []}, TypeError, r"`callback` must be a function  Got: \[\]"),
+    "stop": ({"stop": 0.5}, TypeError, "`stop` must be a function of x, values  Got: 0.5"),
+    "callback": (
+        {"callback": []},
+        TypeError,
+        r"function of visit, x, values  Got: \[\]",
+    ),
     "progress": ({"progress": "yes"}, ValueError, "`progress` must be one of"),
     "seed": ({"seed": 1.0}, TypeError, "`seed` must be an int or a 0-dim int64 tensor  Got: 1.0"),
     "init, tree": ({"init": lambda x, key: [x]}, ValueError, r"`init\(x0, key\)` must have the"),
@@ -378,8 +382,12 @@ def test_bad_input_is_refused_before_anything_runs(case):
 @pytest.mark.parametrize(
     ("fun", "error", "message"),
     [
-        (lambda x: 3.0, TypeError, "`fun` must return a floating tensor  Got: float"),
-        (lambda x: x.sum().long(), TypeError, "floating tensor  Got: torch.int64"),
+        (lambda x: 3.0, TypeError, "`fun` must return a floating tensor  Got: 3.0"),
+        (
+            lambda x: x.sum().long(),
+            TypeError,
+            "floating tensor  Got: a tensor of .* and torch.int64",
+        ),
         (lambda x: x.sum(0), ValueError, r"or one for each example.*\(4, 3\)  Got: shape \(3,\)"),
         (lambda x: torch.zeros(4), ValueError, "must return values that depend on `x`"),
     ],

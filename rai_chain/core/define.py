@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..data.hyper import plain, rules_of, shown_type
 from ..data.messages import arguments, told
+from ..data.random import check_seed
 from ..engine.function import GIVEN, Definition
 from ..engine.run import PHASES, Phase, Scope
 from .link import UNSET, Factory, FunctionLink
@@ -116,7 +117,7 @@ def _factory(
         given = arguments(name, signature, args, kwargs)
         values = {key: plain(value) for key, value in given.items()}
         param_ndim, seed = values.pop("param_ndim", UNSET), values.pop("seed", 0)
-        _check_seed(seed)
+        check_seed(seed)
         return FunctionLink(made, values, param_ndim, seed)
 
     made: Any = factory
@@ -143,18 +144,6 @@ def _keys(start: State | None, scope: Scope) -> frozenset[str]:
     if reserved := sorted({"step", "seed"} & set(made)):
         raise ValueError(f"`state` must not have the key {reserved[0]!r}, which links keep")
     return frozenset(made)
-
-
-def _check_seed(seed: Any) -> None:
-    """Refuse a seed that is no whole number of 64 bits, nor a tensor of one."""
-    if isinstance(seed, Tensor):
-        fits = seed.dtype in (torch.int64, torch.int32) and seed.ndim == 0
-    else:
-        fits = isinstance(seed, int) and not isinstance(seed, bool)
-        if fits and not -(2**63) <= seed < 2**63:
-            raise ValueError(f"`seed` must satisfy -2**63 <= seed < 2**63  Got: {seed}")
-    if not fits:
-        raise TypeError(f"`seed` must be an int or a 0-dim int64 tensor  Got: {told(seed)}")
 
 
 elementwise = Decorator(

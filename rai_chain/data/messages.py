@@ -5,6 +5,7 @@ import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 
 from .tree import flatten, is_container, outline
@@ -45,8 +46,9 @@ def _shape(tensor: Tensor) -> Any:
 
 def meant(word: Any, words: Iterable[str], cutoff: float = 0.6) -> str:
     """``: did you mean `lr`?`` where a word resembles one of the words, else nothing."""
-    near = difflib.get_close_matches(str(word), list(words), 1, cutoff)
-    return f": did you mean `{near[0]}`?" if near else ""
+    names = {name.lower(): name for name in words}
+    near = difflib.get_close_matches(str(word).lower(), names, 1, cutoff)
+    return f": did you mean `{names[near[0]]}`?" if near else ""
 
 
 def called(name: str, signature: inspect.Signature) -> str:
@@ -109,6 +111,8 @@ def _misfit(
 
 def takes(function: Callable[..., Any], count: int) -> bool:
     """Whether a function can be called with so many arguments, as far as can be known."""
+    if torch.compiler.is_compiling():  # signatures are nothing for a graph
+        return True
     try:
         inspect.signature(function).bind(*range(count))
     except TypeError:

@@ -6,9 +6,12 @@ every device.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from .messages import told
 
 _ODD = -0x61C8864680B583EB  # 2**64 over the golden ratio, as a signed integer
 
@@ -113,3 +116,15 @@ def mix(x: Tensor) -> Tensor:
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def check_seed(seed: Any) -> None:
+    """Refuse a seed that is no whole number of 64 bits, nor a tensor of one."""
+    if isinstance(seed, Tensor):
+        fits = seed.dtype in (torch.int64, torch.int32) and seed.ndim == 0
+    else:
+        fits = isinstance(seed, int) and not isinstance(seed, bool)
+        if fits and not -(2**63) <= seed < 2**63:
+            raise ValueError(f"`seed` must satisfy -2**63 <= seed < 2**63  Got: {seed}")
+    if not fits:
+        raise TypeError(f"`seed` must be an int or a 0-dim int64 tensor  Got: {told(seed)}")

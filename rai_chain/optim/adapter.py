@@ -20,7 +20,7 @@ from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
 from .hooks import HOOKS, HookMethods, hooks_of
-from .inner import Aside, build, builds, shares_groups
+from .inner import Aside, build, builds, restored, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .params import check_closure, check_defaults, complete, groups_of
 from .states import STATES, Group
@@ -117,17 +117,10 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             self.inner_opt, scheduled = build(InnerOpt, groups, inner_opt_kwargs)
             self._settle(params, {**values, **scheduled}, tuple(scheduled), defaults or {})
         elif isinstance(InnerOpt, Optimizer):
-            shared = [InnerOpt.defaults, *InnerOpt.param_groups]
-            before = [dict(one) for one in shared]
-            try:
+            with restored([InnerOpt.defaults, *InnerOpt.param_groups]):
                 complete(InnerOpt.param_groups, values)
                 self.inner_opt = InnerOpt
                 self._settle(params, values, (), defaults or {})
-            except BaseException:
-                for one, old in zip(shared, before, strict=True):
-                    one.clear()
-                    one.update(old)
-                raise
         else:
             raise TypeError(
                 f"`InnerOpt` must be an optimizer type or instance  Got: {told(InnerOpt)}"
@@ -253,8 +246,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                 gradients may have been written, but no parameter and no state; where a
                 parameter link of one's own does, the inner step has been taken.
         """
-        if closure is not None:
-            check_closure(closure)
+        check_closure(closure)
         bounds = None if closure is not None else self._bind()
         if bounds is not None and fast.direct(self, bounds):
             return None

@@ -1,8 +1,10 @@
 """The optimizer inside another one: what may be one, and how it is made."""
 
+import contextlib
 import functools
 import inspect
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 from torch.optim import Optimizer
@@ -45,6 +47,19 @@ def build(InnerOpt: Any, groups: Any, kwargs: Group) -> tuple[Optimizer, Group]:
     for group, more in zip(inner.param_groups, later, strict=False):
         group.update(more)
     return inner, {k: v for more in (scheduled, *later) for k, v in more.items()}
+
+
+@contextlib.contextmanager
+def restored(shared: list[Group]) -> Iterator[None]:
+    """Dicts of somebody else's, which are as they were where something is refused."""
+    before = [dict(one) for one in shared]
+    try:
+        yield
+    except BaseException:
+        for one, old in zip(shared, before, strict=True):
+            one.clear()
+            one.update(old)
+        raise
 
 
 def shares_groups(cls: type[Optimizer]) -> type[Optimizer]:

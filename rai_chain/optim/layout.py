@@ -1,6 +1,5 @@
 """The links of an optimizer in order, with the param-group keys that they read."""
 
-import difflib
 import warnings
 from collections import Counter
 from collections.abc import Iterable
@@ -14,6 +13,7 @@ from ..core.chain import link_names
 from ..core.link import Link
 from ..core.pipeline import Keys, Values
 from ..data.hyper import REQUIRED, check_number, evaluated, has_schedule
+from ..data.messages import meant
 from ..data.tree import Leaves, flatten, map_leaves
 from ..engine.run import Phase, Run, State
 from ..links.transforms import scale_bias
@@ -103,12 +103,11 @@ class Pipeline:
 
     def warn(self, key: str, always: bool = False) -> None:
         """Warn once of a key that nobody reads, where it resembles one that is read, or always."""
-        names = {name.lower(): name for name in self.known or ()}
-        near = difflib.get_close_matches(key.lower(), names, 1, 0.0 if always else 0.7)
+        near = meant(key, self.known or (), 0.0 if always else 0.7)
         if near and key not in self.warned:
             self.warned.add(key)
             warnings.warn(
-                f"`{key}` is no key of this optimizer: did you mean `{names[near[0]]}`?",
+                f"`{key}` is no key of this optimizer{near}",
                 stacklevel=2,
             )
 

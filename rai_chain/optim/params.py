@@ -81,5 +81,5 @@ def check_defaults(defaults: Any) -> None:
 
 def check_closure(closure: Any) -> None:
     """Refuse a closure that cannot be called."""
-    if not callable(closure):
+    if closure is not None and not callable(closure):
         raise TypeError(f"`closure` must be a function that returns the loss  Got: {told(closure)}")

@@ -78,9 +78,9 @@ class StepOptimizer(Binding, Optimizer):
         Returns:
             The loss of `closure`, or None.
         """
+        check_closure(closure)
         loss = None
         if closure is not None:
-            check_closure(closure)
             with torch.enable_grad():
                 loss = closure()
         given, self._given = self._given, {}

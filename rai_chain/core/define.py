@@ -11,12 +11,14 @@ from torch import Tensor
 from ..data.hyper import plain, rules_of, shown_type
 from ..data.messages import arguments, told
 from ..data.random import check_seed
+from ..data.rows import ParamNdim
 from ..engine.function import GIVEN, Definition
 from ..engine.run import PHASES, Phase, Scope
 from .link import UNSET, Factory, FunctionLink
 
 State = Callable[..., dict[str, Tensor]]
 Check = Callable[[dict[str, Any]], None]
+Selects = Callable[[dict[str, Any], int], int]
 
 
 class Decorator:
@@ -37,6 +39,7 @@ class Decorator:
         check: Check | None = None,
         draws: str | None = None,
         updates: bool = False,
+        selects: Selects | None = None,
     ) -> Callable[[Callable[..., Any]], Factory]: ...
 
     def __call__(
@@ -48,10 +51,12 @@ class Decorator:
         check: Check | None = None,
         draws: str | None = None,
         updates: bool = False,
+        selects: Selects | None = None,
     ) -> Any:
+        options = (self.scope, phase, state, check, draws, updates, selects)
         if function is None:
-            return lambda f: _factory(f, self.scope, phase, state, check, draws, updates)
-        return _factory(function, self.scope, phase, state, check, draws, updates)
+            return lambda f: _factory(f, *options)
+        return _factory(function, *options)
 
 
 def _factory(
@@ -62,6 +67,7 @@ def _factory(
     check: Check | None,
     draws: str | None,
     updates: bool,
+    selects: Selects | None,
 ) -> Factory:
     if not callable(function) or not hasattr(function, "__name__"):
         raise TypeError(f"`function` must be a function of a tensor  Got: {told(function)}")
@@ -93,13 +99,13 @@ def _factory(
         raise ValueError(
             f"`draws` must name a hyperparameter of `{name}`, which asks for `key`  Got: {draws!r}"
         )
-    keys = _keys(start, scope)
+    keys, shaped = _keys(start, scope)
     definition = Definition(
-        function, scope, phase, rules, given, start, check, draws, updates, keys
+        function, scope, phase, rules, given, start, check, draws, updates, keys, shaped, selects
     )
     structure = {"param_ndim": UNSET} if scope == "row" else {}
     counters = {"seed": 0} if "key" in given else {}
-    kinds = {"param_ndim": int | None, "seed": int | Tensor}
+    kinds = {"param_ndim": ParamNdim, "seed": int | Tensor}
     signature = inspect.Signature(
         [
             *(p.replace(annotation=shown_type(rules[p.name])) for p in own),
@@ -127,10 +133,13 @@ def _factory(
     return result
 
 
-def _keys(start: State | None, scope: Scope) -> frozenset[str]:
-    """The keys of the state that `start` makes, learnt by calling it with zeros."""
+def _keys(start: State | None, scope: Scope) -> tuple[frozenset[str], frozenset[str]]:
+    """The keys of the state that `start` makes, and those with a tensor of an element link's shape.
+
+    They are learnt by calling it with zeros.
+    """
     if start is None:
-        return frozenset()
+        return frozenset(), frozenset()
     tiny = torch.zeros(1, 1, dtype=torch.float32, device="cpu")
     made: Any = start
     if callable(start):
@@ -143,7 +152,8 @@ def _keys(start: State | None, scope: Scope) -> frozenset[str]:
         raise TypeError(f"`state` must be a function that makes a dict of tensors  Got: {made!r}")
     if reserved := sorted({"step", "seed"} & set(made)):
         raise ValueError(f"`state` must not have the key {reserved[0]!r}, which links keep")
-    return frozenset(made)
+    alike = {k for k, v in made.items() if scope == "element" and v.shape == tiny.shape}
+    return frozenset(made), frozenset(alike)
 
 
 elementwise = Decorator(
@@ -160,7 +170,8 @@ elementwise = Decorator(
             maps parameters, after the step).
         state: ``tensor -> dict of tensors``, the state of one tensor before the first update. It
             is called once with zeros of shape (1, 1), to learn the keys.
-        check: raises on values that do not fit each other; gets a dict of all of them.
+        check: raises on values that do not fit each other; gets a dict of all of them, and where
+            some are trees, of those of each leaf in turn.
         draws: the hyperparameter that switches drawing off when it is the number 0.
         updates: whether the result is an update to add, as `scale_by_learning_rate` makes it;
             an optimizer then adds it rather than descend.
@@ -190,9 +201,12 @@ rowwise = Decorator(
     Args:
         function: like that of `elementwise`, but of a tensor (N, D). Which elements make a row
             is the caller's choice: the factory takes `param_ndim`, see `rai_chain.to_batch`.
-            A tensor hyperparameter shaped like the leaf arrives as rows too. Of many rows it
-            sees some at a time, with their own part of such a hyperparameter.
+            A tensor hyperparameter shaped like the leaf arrives as rows too, one with a value for
+            each row as (N, 1). Of many rows it sees some at a time, with their own part of such a
+            hyperparameter. Under ``param_ndim="tree"`` it sees all leaves as one row.
         phase, state, check, draws, updates: as in `elementwise`.
+        selects: ``(values, D) -> how many of the D elements of a row remain at most``. A leaf of
+            which nothing would remain is warned about when the state is made.
 
     Returns:
         A factory: hyperparameters and `param_ndim` -> `GradientTransformation`.

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.checks import check_leaves, check_one_device
 from ..data.hyper import Range, Several, evaluated, has_schedule, show
 from ..data.messages import told
-from ..data.rows import check_param_ndim
+from ..data.rows import ParamNdim, check_param_ndim
 from ..data.tree import (
     Leaves,
     Spec,
@@ -22,6 +22,7 @@ from ..data.tree import (
     present,
     unflatten,
 )
+from ..engine import fit
 from ..engine import function as engine
 from ..engine.chunks import Call
 from ..engine.function import COUNTERS, Definition, Rows
@@ -152,13 +153,13 @@ class Link(GradientTransformation):
     def check_fit(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
         """Refuse hyperparameters that do not fit the leaves."""
 
-    def meets(self, values: dict[str, Any]) -> bool:
+    def meets(self, values: dict[str, Any], run: Run) -> bool:
         """Whether leaves meet each other, or all of them what is kept once."""
         return False
 
     def check_devices(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
         """Refuse leaves on several devices where they meet."""
-        if self.meets(values):
+        if self.meets(values, run):
             check_one_device(leaves, run.spec, "params", self)
 
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
@@ -254,7 +255,7 @@ class FunctionLink(Link):
         self._known = self._facts_of(values)
         return self
 
-    def with_rows(self, param_ndim: int | None) -> "FunctionLink":
+    def with_rows(self, param_ndim: ParamNdim) -> "FunctionLink":
         """The same link with rows of its own."""
         return FunctionLink(self.factory, self.values, param_ndim, self.seed, check=False)
 
@@ -288,15 +289,14 @@ class FunctionLink(Link):
     def check_values(self, values: dict[str, Any]) -> None:
         for name, rule in self.definition.rules.items():
             rule.check(name, values[name])
-        if self.definition.check is not None:
-            self.definition.check(values)
+        fit.check_together(self.definition, values)
 
     def rows(self, run: Run) -> Rows:
         """How the link sees leaves: its own `param_ndim` wins over the home's."""
         return Rows(self.scope, run.param_ndim if self.param_ndim is UNSET else self.param_ndim)
 
     def check_fit(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
-        fitting = self.facts(values).fitting
+        fitting, d = self.facts(values).fitting, self.definition
         if not fitting and self.scope != "row":
             return
         own = values is self.values
@@ -305,9 +305,10 @@ class FunctionLink(Link):
         rows = self.rows(run)
         if self.scope == "row":
             check_param_ndim(rows.param_ndim, *leaves, names=lambda: leaf_names(run.spec))
-        engine.check_fit(self.definition, {n: values[n] for n in fitting}, leaves, run.spec, rows)
+        fit.check_fit(d, values, fitting, leaves, run.spec, rows)
         if own and self.scope == "element" and all(isinstance(values[n], Real) for n in fitting):
             self._fits |= {leaf.dtype for leaf in leaves if leaf is not None}
+        fit.warn_of_nothing(d, values, leaves, run, rows)
 
     def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
         scheduled, _, _, draws = self.facts(values)
@@ -346,7 +347,7 @@ class FunctionLink(Link):
         scheduled = tuple(name for name, value in values.items() if has_schedule(value))
         steps = draws or "step" in d.given or bool(scheduled)
         counters = frozenset(n for n, kept in zip(COUNTERS, (steps, draws), strict=True) if kept)
-        fitting = tuple(n for n, value in values.items() if engine.must_fit(d.rules[n], value))
+        fitting = tuple(n for n, value in values.items() if fit.must_fit(d.rules[n], value))
         return Facts(scheduled, counters, fitting, draws)
 
     def counters(self, values: dict[str, Any]) -> frozenset[str]:
@@ -370,8 +371,9 @@ class FunctionLink(Link):
         }
         return {**state, **engine.start(self.definition, leaves, run.spec, self.rows(run))}
 
-    def meets(self, values: dict[str, Any]) -> bool:
-        return self.scope == "tree" or bool(self.counters(values))
+    def meets(self, values: dict[str, Any], run: Run) -> bool:
+        joined = self.rows(run).joined
+        return joined or self.scope == "tree" or bool(self.counters(values))
 
     def fresh(self, leaves: Leaves, spec: Spec) -> State:
         made = engine.start(self.definition, leaves, spec, self.rows(Run(spec)))

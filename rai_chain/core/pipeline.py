@@ -214,8 +214,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         """
         leaves, spec = flatten_given(params)
         check_made(leaves, spec, "params")
-        run = Run(spec, leaves)
-        for link in self.links:
+        run = Run(spec, leaves, warned=set())
+        for run.name, link in zip(self.names, self.links, strict=True):
             link.check_fit(link.values, leaves, run)
             link.check_devices(link.values, leaves, run)
         return self.pack([link.start(leaves, run, link.values) for link in self.links])

@@ -1,16 +1,14 @@
 """Links around pipelines: what `masked`, `accumulate` and the other combinators have in common."""
 
-import weakref
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from ..data.checks import add, shares_memory
 from ..data.hyper import Rule, evaluated, has_schedule, plain, show
-from ..data.leaves import device_of
+from ..data.leaves import are_those, device_of, facts_of
 from ..data.messages import told
 from ..data.tree import (
     Leaves,
@@ -22,6 +20,7 @@ from ..data.tree import (
     spread_over,
     unflatten,
 )
+from ..engine.fit import check_one
 from ..engine.run import Phase, Run, State, run_links
 from .chain import Chain, as_links, chain
 from .kept import check_kept, check_once
@@ -216,6 +215,8 @@ class Wrapper(Link):
                 link.check_values({n: values[k] for n, k in own.items()})
 
     def check_fit(self, values: dict[str, Any], leaves: Leaves, run: Run) -> None:
+        for name, rule in self.own.items():
+            check_one(rule, name, values[name])
         inside = values if "inner" in values else {**values, "inner": self._inside(values)}
         for prefix, inner, _ in self._slots:
             mine, _ = self._part(prefix, leaves, run)
@@ -230,7 +231,7 @@ class Wrapper(Link):
             for link, own in zip(inner.links, inside[prefix], strict=True):
                 link.check_devices(own, mine, part)
 
-    def meets(self, values: dict[str, Any]) -> bool:
+    def meets(self, values: dict[str, Any], run: Run) -> bool:
         return bool(self.once) or self._counts(values)
 
     def fresh(self, leaves: Leaves, spec: Spec) -> State:
@@ -343,27 +344,12 @@ class Wrapper(Link):
             return self.seen(prefix, leaves, spec)
         known: Any = self._known.get(prefix)
         same = known is not None and (known[0] is spec or known[0] == spec)
-        if not same or not _are(leaves, *known[1:3]):
+        if not same or not are_those(leaves, *known[1:3]):
             looks = any(map(callable, self.options.values()))
-            facts = [_facts(looks, leaf) for leaf in leaves]
+            facts = [facts_of(looks, leaf) for leaf in leaves]
             known = self._known[prefix] = spec, looks, facts, self.seen(prefix, leaves, spec)
         flags: list[bool] | None = known[3]
         return flags
-
-
-def _facts(looks: bool, leaf: Tensor | None) -> Any:
-    """What is remembered of a tensor: which it was, where a function may look at it."""
-    if leaf is None:
-        return None
-    return weakref.ref(leaf) if looks else (leaf.shape, leaf.dtype)
-
-
-def _are(leaves: Leaves, looks: bool, facts: list[Any]) -> bool:
-    """Whether these are the tensors that are remembered, or some of them alike."""
-    pairs = zip(leaves, facts, strict=True)
-    if looks:
-        return all(leaf is (fact and fact()) for leaf, fact in pairs)
-    return all(leaf is None or fact == (leaf.shape, leaf.dtype) for leaf, fact in pairs)
 
 
 class Sorted(Chain):

@@ -38,6 +38,8 @@ class Range:
         open_high: see `high`.
         whole: whether it must be a whole number.
         fits: whether it must be a number of the dtype that it is applied to.
+        per_row: whether it is one value for each row, or for each leaf or tree where a function
+            sees that, and never one for each element.
 
     Example:
         >>> Range(0.0, 1.0).check("q", 1.5)
@@ -52,6 +54,7 @@ class Range:
     open_high: bool = False
     whole: bool = False
     fits: bool = False
+    per_row: bool = False
 
     def check(self, name: str, value: Any) -> None:
         """Refuse a value of another type or outside the interval; tensors are never read."""
@@ -141,6 +144,9 @@ NonNegative = Annotated[Hyper, Range(0.0)]
 Decay = Annotated[Hyper, Range(0.0, 1.0, open_high=True)]
 Betas = Annotated[Hyper, Several(2, Range(0.0, 1.0, open_high=True))]
 ThreeBetas = Annotated[Hyper, Several(3, Range(0.0, 1.0, open_high=True))]
+RowNumber = Annotated[Hyper, Range(per_row=True)]
+RowFraction = Annotated[Hyper, Range(0.0, 1.0, per_row=True)]
+RowNonNegative = Annotated[Hyper, Range(0.0, per_row=True)]
 NormOrder = Annotated[float, Range(1.0, static=True)]
 Optional = Annotated[Hyper, Range(optional=True)]
 Bound = Annotated[Hyper, Range(optional=True, fits=True)]

@@ -1,5 +1,6 @@
 """Leaf by leaf: what wrappers do with lists of tensors in which some are missing."""
 
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -52,3 +53,18 @@ def remember(function: Callable[[Any, Any], Any], kept: Leaves, leaves: Leaves) 
     """What is kept, changed by each leaf that is there: ``function(kept, leaf)``."""
     pairs = zip(kept, leaves, strict=True)
     return [x if x is None or y is None else function(x, y) for x, y in pairs]
+
+
+def facts_of(looks: bool, leaf: Tensor | None) -> Any:
+    """What is remembered of a tensor: which it was, where a function may look at it."""
+    if leaf is None:
+        return None
+    return weakref.ref(leaf) if looks else (leaf.shape, leaf.dtype)
+
+
+def are_those(leaves: Leaves, looks: bool, facts: list[Any]) -> bool:
+    """Whether these are the tensors that are remembered, or some of them alike."""
+    pairs = zip(leaves, facts, strict=True)
+    if looks:
+        return all(leaf is (fact and fact()) for leaf, fact in pairs)
+    return all(leaf is None or fact == (leaf.shape, leaf.dtype) for leaf, fact in pairs)

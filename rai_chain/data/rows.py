@@ -13,27 +13,29 @@ None, 3    ``(1, d0*d1*d2)``
 
 A positive number counts the dimensions of one row, a negative one the leading dimensions that
 separate rows, and None makes the whole tensor one row. A tensor of 0 dimensions is one row of one
-element, whatever `param_ndim` is.
+element, whatever `param_ndim` is. `TREE` makes all tensors of a tree together one row.
 """
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+TREE = "tree"
+ParamNdim = int | Literal["tree"] | None
 BLOCK = 1 << 18  # elements of the rows worked on at once: what is made of them stays in cache
 
 
 def check_param_ndim(
-    param_ndim: int | None, *tensors: Tensor | None, names: Callable[[], list[str]] | None = None
+    param_ndim: ParamNdim, *tensors: Tensor | None, names: Callable[[], list[str]] | None = None
 ) -> None:
-    """Refuse a `param_ndim` that is no int or None, or too large for one of the tensors."""
-    if param_ndim is None:
+    """Refuse a `param_ndim` that is none of what it may be, or too large for one of the tensors."""
+    if param_ndim is None or param_ndim == TREE:
         return
     if not isinstance(param_ndim, int) or isinstance(param_ndim, bool):
-        raise TypeError(f"`param_ndim` must be an int or None  Got: {param_ndim!r}")
+        raise TypeError(f'`param_ndim` must be an int, None or "tree"  Got: {param_ndim!r}')
     for i, tensor in enumerate(tensors):
         if tensor is not None and tensor.ndim and abs(param_ndim) > tensor.ndim:
             which = "a tensor" if names is None else f"`{names()[i]}`"
@@ -43,14 +45,14 @@ def check_param_ndim(
             )
 
 
-def row_dims(ndim: int, param_ndim: int | None) -> int:
+def row_dims(ndim: int, param_ndim: ParamNdim) -> int:
     """How many trailing dimensions make one row."""
-    if param_ndim is None or ndim == 0:
+    if not isinstance(param_ndim, int) or ndim == 0:
         return ndim
     return param_ndim + ndim if param_ndim < 0 else param_ndim
 
 
-def to_rows(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
+def to_rows(tensor: Tensor, param_ndim: ParamNdim = -1) -> Tensor:
     """The tensor as (N, D), one row for each group of elements that belong together.
 
     A view where the memory layout allows one, else a copy.
@@ -67,7 +69,8 @@ def to_batch(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
     Args:
         tensor: any shape, any dtype. Its `grad`, if there is one, is viewed likewise.
         param_ndim: dimensions of one item; a negative number counts from `tensor.ndim`,
-            None takes the whole tensor as one item. abs(param_ndim) <= tensor.ndim.
+            None takes the whole tensor as one item. abs(param_ndim) <= tensor.ndim. Links take
+            ``"tree"`` too: then all leaves, one behind the other, are one row.
 
     Returns:
         A tensor of at least two dimensions: a view where the layout allows one, else a copy.
@@ -84,6 +87,8 @@ def to_batch(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
 
     Source: the reshaping described for `param_ndim` in the documentation of rai-toolbox.
     """
+    if isinstance(param_ndim, str):
+        raise TypeError(f"`param_ndim` must be an int or None for one tensor  Got: {param_ndim!r}")
     check_param_ndim(param_ndim, tensor)
     kept = row_dims(tensor.ndim, param_ndim)
     split = tensor.ndim - kept

@@ -23,6 +23,8 @@ Call = Callable[..., Tensor]  # (input, out=destination) -> destination
 def apply_elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool]) -> Leaves:
     """Put every leaf through the calls; `writable` says where in place, and then what is ours.
 
+    No call sees a tensor of 0 dimensions, see `Rows.view`.
+
     Returns:
         The new leaves. A leaf that was not writable gets one new tensor, which is.
     """
@@ -52,6 +54,8 @@ def apply_elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool
 
 
 def _one(calls: Sequence[Call], source: Tensor, target: Tensor) -> None:
+    if source.ndim == 0:
+        source, target = source.view(1), target.view(1)
     if source.numel() <= PIECE or len(calls) == 1 or not source.is_cpu:
         _through(calls, source, target)
         return

@@ -1,31 +1,25 @@
 """How leaves go through the function of a link, by its scope."""
 
+import functools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..data.checks import overlaps, shares_memory, write_back
-from ..data.hyper import Range, Rule, Several
+from ..data.hyper import Rule, Several, as_tensor
 from ..data.random import leaf_key, stream
-from ..data.rows import in_blocks, row_dims, to_rows
-from ..data.tree import (
-    Leaves,
-    Spec,
-    is_container,
-    leaf_names,
-    leaves_like,
-    present,
-    presented,
-)
+from ..data.rows import TREE, ParamNdim, in_blocks, row_dims, to_rows
+from ..data.tree import Leaves, Spec, flatten, is_container, leaves_like, present, presented
 from .run import Phase, Run, Scope, State
 
 # What a function may ask for, as keyword-only parameters, besides its hyperparameters.
 GIVEN = frozenset({"out", "param", "state", "step", "key", "value", "grad"})
 COUNTERS = ("step", "seed")  # what a state holds besides what the function keeps
+_ONE = flatten(None)[1]  # the structure of a tree that is one leaf
 
 
 @dataclass(frozen=True)
@@ -42,6 +36,8 @@ class Definition:
     draws: str | None
     updates: bool
     keys: frozenset[str]  # of the state that `start` makes
+    shaped: frozenset[str] = frozenset()  # those under which an element link keeps one of its shape
+    selects: Callable[[dict[str, Any], int], int] | None = None
 
     @property
     def name(self) -> str:
@@ -56,38 +52,68 @@ class Definition:
         return isinstance(value, Tensor) or callable(value) or bool(value)
 
 
+class AmbiguousError(ValueError):
+    """A value of a shape that could mean two: one for each row, or as torch broadcasts it."""
+
+
 class Rows(NamedTuple):
     """How a link sees a leaf: its scope, and what a row is."""
 
     scope: Scope
-    param_ndim: int | None
+    param_ndim: ParamNdim
+
+    @property
+    def joined(self) -> bool:
+        """Whether all leaves together are one row."""
+        return self.scope == "row" and self.param_ndim == TREE
 
     def view(self, leaf: Tensor) -> Tensor:
-        """The leaf as the function sees it."""
-        return to_rows(leaf, self.param_ndim) if self.scope == "row" else leaf
+        """The leaf as the function sees it; elements are never 0-dim.
 
-    def value(self, name: str, value: Any, leaf: Tensor) -> Any:
+        With a 0-dim hyperparameter of a wider dtype torch would compute those in that.
+        """
+        if self.scope == "row":
+            return to_rows(leaf, self.param_ndim)
+        return leaf.reshape(1) if self.scope == "element" and leaf.ndim == 0 else leaf
+
+    def split(self, leaf: Tensor) -> int:
+        """How many leading dimensions of a leaf separate rows; a function of a leaf has none."""
+        inside = self.scope in ("leaf", "tree")
+        return 0 if inside else leaf.ndim - row_dims(leaf.ndim, self.param_ndim)
+
+    def value(self, rule: Rule, value: Any, leaf: Tensor) -> Any:
         """A tensor hyperparameter as the function sees it, beside a leaf.
 
-        For rows: one for each row, (N,) or (N, 1), or one for each element.
+        One for each row, (N,) or (N, 1) or the leaf's shape with 1 for the dimensions of a row; or
+        what broadcasts to the leaf, unless the rule says that there is one for each row.
 
         Raises:
-            ValueError: it fits the leaf in no way.
+            ValueError: it fits the leaf in no way; `AmbiguousError`: in two.
         """
+        if isinstance(rule, Several):
+            return tuple(self.value(rule.each, one, leaf) for one in value)
         if not isinstance(value, Tensor) or value.ndim == 0:
             return value
-        shape = leaf.shape
-        if self.scope != "row":
-            if torch.broadcast_shapes(value.shape, shape) != shape:  # type: ignore[no-untyped-call]
-                raise ValueError
-            return value
-        split = leaf.ndim - row_dims(leaf.ndim, self.param_ndim)
+        shape, split = tuple(leaf.shape), self.split(leaf)
         n, size = math.prod(shape[:split]), math.prod(shape[split:])
-        if value.shape in ((n,), (n, 1)) and value.shape != shape:
-            return value.reshape(n, 1)
-        if value.ndim == leaf.ndim and math.prod(value.shape[split:]) == 1:
-            return value.reshape(value.shape[:split]).expand(shape[:split]).reshape(n, 1)
-        return value.broadcast_to(shape).reshape(n, size)
+        each = (*shape[:split], *(1 for _ in shape[split:]))
+        aligned = (*(1 for _ in range(leaf.ndim - value.ndim)), *value.shape)
+        fits = len(aligned) == leaf.ndim and all(
+            a in (1, b) for a, b in zip(aligned, shape, strict=True)
+        )
+        per_row = getattr(rule, "per_row", False)
+        if self.scope in ("element", "row") and value.shape in ((n,), (n, 1)):
+            if fits and aligned != each and not per_row:
+                raise AmbiguousError(each, aligned)
+            aligned = each
+        elif not fits or (per_row and math.prod(aligned[split:]) != 1):
+            raise ValueError
+        value = value.reshape(aligned)
+        if self.scope != "row":
+            return value
+        if math.prod(aligned[split:]) == 1:
+            return value.reshape(aligned[:split]).expand(shape[:split]).reshape(n, 1)
+        return value.expand(shape).reshape(n, size)
 
 
 def start(d: Definition, leaves: Leaves, spec: Spec, rows: Rows) -> State:
@@ -96,7 +122,8 @@ def start(d: Definition, leaves: Leaves, spec: Spec, rows: Rows) -> State:
         return {}
     if d.scope == "tree":
         return dict(d.start([leaf for leaf in leaves if leaf is not None]))
-    made = [None if leaf is None else d.start(rows.view(leaf)) for leaf in leaves]
+    view = rows.view if d.scope == "row" else lambda leaf: leaf
+    made = [None if leaf is None else d.start(view(leaf)) for leaf in leaves]
     for leaf, own in zip(leaves, made, strict=True):
         for key, value in (own or {}).items():
             if shares_memory(value, leaf):
@@ -107,45 +134,12 @@ def start(d: Definition, leaves: Leaves, spec: Spec, rows: Rows) -> State:
     }
 
 
-def must_fit(rule: Rule, value: Any) -> bool:
-    """Whether a value has a shape that may not fit, or a size that the dtype may not hold."""
-    if isinstance(rule, Several):
-        return False
-    if isinstance(value, (int, float)) or value is None:
-        return getattr(rule, "fits", False) and value is not None
-    return is_container(value) or (isinstance(value, Tensor) and value.ndim > 0)
-
-
-def check_fit(
-    d: Definition, values: dict[str, Any], leaves: Leaves, spec: Spec, rows: Rows
-) -> None:
-    """Refuse values that do not fit the leaves, by name, before anything is computed."""
-    for name, value in values.items():
-        rule = d.rules[name]
-        column = leaves_like(value, spec, name, "`params`") if is_container(value) else None
-        for i, leaf in enumerate(leaves):
-            if leaf is None:
-                continue
-            own = value if column is None else column[i]
-            if isinstance(rule, Range):
-                rule.check_fit(name, own, leaf)
-            try:
-                if d.scope != "tree":
-                    rows.value(name, own, leaf)
-            except (ValueError, RuntimeError):
-                lead = math.prod(leaf.shape[: leaf.ndim - row_dims(leaf.ndim, rows.param_ndim)])
-                each = f", one for each of the {lead} rows" if d.scope == "row" else ""
-                raise ValueError(
-                    f"`{name}` must have one value{each}, or broadcast to the shape "
-                    f"{tuple(leaf.shape)} of `{leaf_names(spec)[i]}`  "
-                    f"Got: shape {tuple(own.shape)}"
-                ) from None
-
-
 def apply(
     d: Definition, leaves: Leaves, state: State, run: Run, values: dict[str, Any], rows: Rows
 ) -> tuple[Leaves, State]:
     """Put leaves through the function of a link, with its values and its state."""
+    if rows.joined:
+        return _as_one_row(d, leaves, state, run, values)
     new_state = dict(state)
     given: dict[str, Any] = {}
     if "step" in state:
@@ -167,7 +161,7 @@ def apply(
             for old, new in kept.values():
                 new[i] = old[i]
             continue
-        extra = {n: rows.value(n, v, leaf) for n, v in per_leaf(i).items()}
+        extra = {n: rows.value(d.rules[n], v, leaf) for n, v in per_leaf(i).items()}
         extra.update(given)
         if key is not None:
             extra["key"] = leaf_key(key, run.first + i)
@@ -176,7 +170,9 @@ def apply(
         if "grad" in d.given:
             extra["grad"] = rows.view(run.extra["grad"][i])
         if kept:
-            extra["state"] = {k: old[i] for k, (old, _) in kept.items()}
+            extra["state"] = {
+                k: rows.view(old[i]) if k in d.shaped else old[i] for k, (old, _) in kept.items()
+            }
         out[i] = _leaf(d, leaf, extra, kept, run, i, rows)
     for k, (_, new) in kept.items():
         new_state[k] = present(new, run.spec)
@@ -210,7 +206,7 @@ def _column(rule: Rule, name: str, value: Any, spec: Spec) -> list[Any] | None:
             return None
         every = [p or [one] * spec.num_leaves for p, one in zip(parts, value, strict=True)]
         return list(zip(*every, strict=True))
-    return leaves_like(value, spec, name, "`updates`") if is_container(value) else None
+    return leaves_like(value, spec, name, "`params`") if is_container(value) else None
 
 
 def checked(d: Definition, view: Tensor, **values: Any) -> Any:
@@ -233,7 +229,7 @@ def _leaf(
     view = rows.view(leaf)
     writable = run.writable[i]
     out = None
-    if "out" in d.given and run.plain:
+    if "out" in d.given and run.plain and not _widens(extra, view):
         out = view if writable or view.data_ptr() != leaf.data_ptr() else torch.empty_like(view)
         result = d.function(view, **extra, out=out)
     elif d.scope == "row" and run.plain and d.given <= {"step"}:
@@ -245,6 +241,7 @@ def _leaf(
         ours = [leaf, run.params[i] if run.params else None]
         for key, (old, column) in kept.items():  # a hyperparameter's dtype must not spread
             own = new[key].to(old[i].dtype)
+            own = own.reshape(()) if leaf.ndim == 0 and key in d.shaped else own
             column[i] = own.clone() if any(shares_memory(own, x) for x in ours) else own
         if any(shares_memory(result, column[i]) for _, column in kept.values()):
             result = result.clone()  # whoever writes into the updates must not hit the state
@@ -258,6 +255,67 @@ def _leaf(
         return leaf if same else write_back(leaf, shaped)
     run.writable[i] = out is not None
     return shaped
+
+
+def _widens(values: dict[str, Any], leaf: Tensor) -> bool:
+    """Whether the result has a wider dtype than the leaf, in which it is then to be computed."""
+    return any(
+        isinstance(v, Tensor)
+        and v.ndim > 0
+        and torch.promote_types(v.dtype, leaf.dtype) != leaf.dtype
+        for v in values.values()
+    )
+
+
+def _as_one_row(
+    d: Definition, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
+) -> tuple[Leaves, State]:
+    """All leaves, one behind the other, as the one row that the function sees.
+
+    It has the widest dtype among theirs; each leaf then rounds its part to its own.
+    """
+    places = [i for i, leaf in enumerate(leaves) if leaf is not None and leaf.numel()]
+    seen: list[Any] = [leaves[i] for i in places]
+    params: Any = run.params
+    dtype = functools.reduce(torch.promote_types, [leaf.dtype for leaf in seen] or [torch.float32])
+
+    def join(column: Sequence[Any]) -> Tensor | None:
+        rows = [column[i].reshape(-1).to(dtype) for i in places]
+        return torch.cat(rows) if rows else None
+
+    def as_row(name: str, value: Any) -> Any:
+        column = _column(d.rules[name], name, value, run.spec)
+        shaped = isinstance(value, Tensor) and value.ndim > 0
+        if column is None and (not shaped or getattr(d.rules[name], "per_row", False)):
+            return value
+        column = [value] * len(leaves) if column is None else column
+        if all(column[i] is None for i in places):
+            return None
+        parts = [
+            as_tensor(column[i]).to(leaf.device).expand(leaf.shape).reshape(-1)
+            for i, leaf in zip(places, seen, strict=True)
+        ]
+        return torch.cat(parts)
+
+    part = replace(run, spec=_ONE, params=None, writable=[run.plain])
+    if params and ("param" in d.given or d.phase == "step"):
+        part.params = [join(params)]
+    if "grad" in d.given:
+        part.extra = {**run.extra, "grad": [join(run.extra["grad"])]}
+    own = {name: as_row(name, value) for name, value in values.items()}
+    (row,), new_state = apply(d, [join(leaves)], state, part, own, Rows("row", None))
+    out: Leaves = list(params if d.phase == "step" and params else leaves)
+    start = 0
+    for i, leaf in zip(places, seen, strict=True):
+        piece = row[start : start + leaf.numel()].reshape(leaf.shape)  # type: ignore[index]
+        start += leaf.numel()
+        if run.writable[i] and d.phase != "step":
+            out[i] = write_back(leaf, piece)
+        elif run.plain:
+            out[i], run.writable[i] = torch.empty_like(out[i]).copy_(piece), True  # type: ignore[arg-type]
+        else:
+            out[i] = piece.to(out[i].dtype, copy=True)  # type: ignore[union-attr]
+    return out, new_state
 
 
 def _tree(

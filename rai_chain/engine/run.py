@@ -10,6 +10,7 @@ from torch import Tensor
 from ..data.checks import check_leaves, check_writable, name_of
 from ..data.messages import told
 from ..data.plain import is_plain
+from ..data.rows import ParamNdim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
 from .chunks import Call, apply_elementwise
 
@@ -25,12 +26,13 @@ class Run:
 
     spec: Spec
     params: Leaves | None = None
-    param_ndim: int | None = -1
+    param_ndim: ParamNdim = -1
     plain: bool = False  # eager, no autograd, no functorch: memory may be reused and written
     writable: list[bool] = field(default_factory=list)  # leaf i is ours to write
     extra: dict[str, Any] = field(default_factory=dict)  # named inputs: `value`, `grad`
     name: str = ""  # of the link that runs, with the wrappers around it
     first: int = 0  # the place of leaf 0 among all leaves, in an optimizer with several groups
+    warned: set[Any] | None = None  # of what was warned about; None where nobody warns
 
 
 def run_links(

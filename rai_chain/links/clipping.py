@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, leafwise, rowwise, treewise
-from ..data.hyper import NonNegative, Number, Optional
+from ..data.hyper import NonNegative, Optional, RowNonNegative, RowNumber
 from ..data.tree import Tree, flatten, unflatten
 from ..kernels.norms import row_norm
 from .transforms import check_interval, clamped, clip_by_norm
@@ -48,7 +48,7 @@ def zero_nans(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
 
 
 @leafwise
-def clip_by_block_rms(grad: Tensor, threshold: NonNegative) -> Any:
+def clip_by_block_rms(grad: Tensor, threshold: RowNonNegative) -> Any:
     """Scale each leaf whose root mean square exceeds `threshold` down to it.
 
     ``g * min(1, threshold / rms(g))``; a leaf inside the bound keeps its bits.
@@ -72,7 +72,7 @@ def clip_by_block_rms(grad: Tensor, threshold: NonNegative) -> Any:
 
 @rowwise
 def adaptive_grad_clip(
-    rows: Tensor, clipping: NonNegative, eps: NonNegative = 1e-3, *, param: Tensor
+    rows: Tensor, clipping: RowNonNegative, eps: RowNonNegative = 1e-3, *, param: Tensor
 ) -> Any:
     """Scale each row down to a fraction of the norm of its parameters; `update` needs `params`.
 
@@ -138,7 +138,7 @@ def feasible(grad: Tensor, low: Optional = None, high: Optional = None, *, param
 
 @treewise
 def normalize_by_update_norm(
-    leaves: list[Tensor], scale_factor: Number = 1.0, eps: NonNegative = 1e-6
+    leaves: list[Tensor], scale_factor: RowNumber = 1.0, eps: RowNonNegative = 1e-6
 ) -> list[Tensor]:
     """Divide all leaves by the Euclidean norm of all their elements.
 

@@ -15,8 +15,8 @@ from ..kernels.norms import row_norm
 from ..kernels.select import keep_largest
 from .memory import wide
 
-Count = Annotated[Hyper, Range(0, whole=True)]
-Levels = Annotated[Hyper, Range(1, whole=True)]
+Count = Annotated[Hyper, Range(0, whole=True, per_row=True)]
+Levels = Annotated[Hyper, Range(1, whole=True, per_row=True)]
 
 
 def _within(k: Any, size: int) -> Any:

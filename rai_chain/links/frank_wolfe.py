@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..data.hyper import Bool, Fraction, NonNegative, Number
+from ..data.hyper import Bool, NonNegative, Number, RowFraction, RowNonNegative
 from ..kernels import sets, signs
 from ..kernels.select import keep_largest
-from .transforms import TINY, normalize, sign, top_q
+from .transforms import TINY, most_kept, normalize, sign, top_q
 
 
 @rowwise
@@ -36,7 +36,7 @@ def _descent(rows: Tensor, epsilon: Any) -> Tensor:
 
 
 @rowwise
-def l1_oracle(rows: Tensor, epsilon: NonNegative) -> Any:
+def l1_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
     """Replace each row g by the point s of the L1 ball that minimises <g, s>: a signed vertex.
 
     Args:
@@ -56,8 +56,8 @@ def l1_oracle(rows: Tensor, epsilon: NonNegative) -> Any:
     return sets.l1_ball(_descent(one_hot_sign.function(rows), epsilon), epsilon)
 
 
-@rowwise
-def l1q_oracle(rows: Tensor, q: Fraction, epsilon: NonNegative) -> Any:
+@rowwise(selects=most_kept)
+def l1q_oracle(rows: Tensor, q: RowFraction, epsilon: RowNonNegative) -> Any:
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements.
 
     Args:
@@ -80,7 +80,7 @@ def l1q_oracle(rows: Tensor, q: Fraction, epsilon: NonNegative) -> Any:
 
 
 @rowwise
-def l2_oracle(rows: Tensor, epsilon: NonNegative) -> Any:
+def l2_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
     """Replace each row g by the point s of the L2 ball that minimises <g, s>.
 
     Args:
@@ -165,5 +165,4 @@ def frank_wolfe_step(
     rate = torch.as_tensor(lr, dtype=torch.float64, device=step.device)
     if use_default_lr_schedule:
         rate = rate / (rate + step).clamp(min=div_by_zero_eps)
-    # One more dimension, or a 0-dim parameter would be computed in the dtype of the rate.
-    return (param[None] * (1.0 - rate) + grad[None] * (rate * grad_scale))[0]
+    return param * (1.0 - rate) + grad * (rate * grad_scale)

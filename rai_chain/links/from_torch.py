@@ -14,7 +14,7 @@ from torch.optim import LBFGS, Optimizer, SparseAdam
 from torch.overrides import TorchFunctionMode
 
 from ..core.link import Link
-from ..data.checks import name_of
+from ..data.checks import check_single, name_of
 from ..data.hyper import check_number, evaluated, has_schedule, plain, show
 from ..data.messages import told
 from ..data.tree import Leaves, Spec, flatten, map_leaves
@@ -73,6 +73,7 @@ class FromTorch(Link):
         named = inspect.signature(self.kind).parameters
         known = {k: v for k, v in values.items() if k in named}
         options = _at({**self.options, **known}, torch.zeros((), dtype=torch.int64))
+        check_single(self.kind, options)
         return made(self.kind, [torch.zeros(1, 1)] if params is None else params, options)
 
     # ------------------------------------------------------------------ checks

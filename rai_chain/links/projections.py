@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.define import elementwise, rowwise
 from ..core.link import Factory
-from ..data.hyper import Bound, NonNegative, Optional
+from ..data.hyper import Bound, NonNegative, Optional, RowNonNegative
 from ..data.messages import arguments
 from ..data.tree import Tree
 from ..kernels import sets
@@ -78,7 +78,7 @@ def linf_ball(
 
 @rowwise(phase="parameter")
 def l2_ball(
-    rows: Tensor, epsilon: NonNegative, center: Optional = None, *, out: Tensor | None = None
+    rows: Tensor, epsilon: RowNonNegative, center: Optional = None, *, out: Tensor | None = None
 ) -> Tensor:
     """Keep each row within Euclidean distance `epsilon` of `center`.
 
@@ -102,7 +102,7 @@ def l2_ball(
 
 @rowwise(phase="parameter")
 def l1_ball(
-    rows: Tensor, epsilon: NonNegative, center: Optional = None, *, out: Tensor | None = None
+    rows: Tensor, epsilon: RowNonNegative, center: Optional = None, *, out: Tensor | None = None
 ) -> Tensor:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point.
 
@@ -125,7 +125,7 @@ def l1_ball(
 
 
 @rowwise(phase="parameter")
-def simplex(rows: Tensor, scale: NonNegative = 1.0, *, out: Tensor | None = None) -> Tensor:
+def simplex(rows: Tensor, scale: RowNonNegative = 1.0, *, out: Tensor | None = None) -> Tensor:
     """Replace each row by the nearest one whose elements are >= 0 and sum to `scale`.
 
     Args:

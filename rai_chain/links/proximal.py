@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..data.hyper import NonNegative
+from ..data.hyper import NonNegative, RowNonNegative
 from ..kernels.norms import rescale, row_norm
 from .transforms import clamped
 
@@ -36,7 +36,7 @@ def soft_threshold(x: Tensor, threshold: NonNegative) -> Tensor:
 
 
 @rowwise(phase="parameter")
-def group_soft_threshold(rows: Tensor, threshold: NonNegative) -> Any:
+def group_soft_threshold(rows: Tensor, threshold: RowNonNegative) -> Any:
     """Shorten each row by `threshold`, and no further than to 0.
 
     ``x * max(0, 1 - threshold / norm(x))``: the proximal map of ``threshold * sum(norm(x))``, which

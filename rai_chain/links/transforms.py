@@ -8,10 +8,10 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise, treewise
 from ..data.hyper import (
     Bound,
-    Fraction,
-    NonNegative,
     NormOrder,
     Number,
+    RowFraction,
+    RowNonNegative,
     StaticNumber,
     StaticOptional,
 )
@@ -39,11 +39,18 @@ def kept(q: Any, size: int) -> Any:
     return round((1.0 - float(q)) * size)
 
 
-@rowwise(draws="dq")
+def most_kept(values: dict[str, Any], size: int) -> int:
+    """How many of `size` elements `top_q` keeps at most, where numbers say so; else `size`."""
+    q, dq = values["q"], values.get("dq", 0.0)
+    known = isinstance(q, (int, float)) and isinstance(dq, (int, float)) and q - dq < 1.0
+    return int(kept(max(0.0, q - dq), size)) if known else size
+
+
+@rowwise(draws="dq", selects=most_kept)
 def top_q(
     rows: Tensor,
-    q: Fraction,
-    dq: Fraction = 0.0,
+    q: RowFraction,
+    dq: RowFraction = 0.0,
     *,
     key: Tensor | None = None,
     out: Tensor | None = None,
@@ -226,7 +233,7 @@ def sign(grad: Tensor, *, out: Tensor | None = None) -> Tensor:
 def normalize(
     rows: Tensor,
     p: NormOrder = 2.0,
-    div_by_zero_eps: NonNegative = TINY,
+    div_by_zero_eps: RowNonNegative = TINY,
     *,
     out: Tensor | None = None,
 ) -> Tensor:
@@ -256,7 +263,7 @@ def normalize(
 @rowwise
 def clip_by_norm(
     rows: Tensor,
-    max_norm: NonNegative,
+    max_norm: RowNonNegative,
     p: NormOrder = 2.0,
     *,
     out: Tensor | None = None,
@@ -291,7 +298,7 @@ def _clip(norm: Tensor, max_norm: Any) -> tuple[Tensor, Tensor]:
 
 @treewise
 def clip_by_global_norm(
-    leaves: list[Tensor], max_norm: NonNegative, p: NormOrder = 2.0
+    leaves: list[Tensor], max_norm: RowNonNegative, p: NormOrder = 2.0
 ) -> list[Tensor]:
     """Scale all leaves by one factor so that the p-norm of all their elements is <= `max_norm`.
 

@@ -23,7 +23,7 @@ class ApplyIfFinite(Wrapper):
     """See `apply_if_finite`."""
 
     label = "apply_if_finite"
-    own: ClassVar = {"max_consecutive_errors": Range(0.0)}
+    own: ClassVar = {"max_consecutive_errors": Range(0.0, per_row=True)}
     ticks = False
     once = frozenset({"notfinite_count", "total_notfinite"})
 
@@ -127,7 +127,7 @@ class Accumulate(Wrapper):
     """See `accumulate`."""
 
     label = "accumulate"
-    own: ClassVar = {"every_k": Range(1.0, whole=True)}
+    own: ClassVar = {"every_k": Range(1.0, whole=True, per_row=True)}
     ticks = False
     trees = frozenset({"sum", "count"})
     once = frozenset({"gathered"})
@@ -247,7 +247,10 @@ class Lookahead(Wrapper):
     """See `lookahead`."""
 
     label = "lookahead"
-    own: ClassVar = {"sync_period": Range(1.0, whole=True), "slow_step_size": Range(0.0, 1.0)}
+    own: ClassVar = {
+        "sync_period": Range(1.0, whole=True, per_row=True),
+        "slow_step_size": Range(0.0, 1.0, per_row=True),
+    }
     trees = frozenset({"slow"})
 
     def common_phase(self, phases: set[Phase]) -> Phase:

@@ -20,7 +20,7 @@ from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
 from .hooks import HOOKS, HookMethods, hooks_of
-from .inner import Aside, build, builds, restored, shares_groups
+from .inner import Aside, build, builds, numbers_of, restored, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .params import check_closure, check_defaults, complete, groups_of
 from .states import STATES, Group
@@ -130,6 +130,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
         """Lay out the links beside the inner optimizer, and refuse what does not fit."""
         Optimizer.__setstate__(self, {})  # torch's own attributes
         inner_keys = frozenset(self.inner_opt.defaults)
+        numbers = numbers_of(self.inner_opt)
         self.defaults.update(values)
         self._inner_keys = inner_keys
         self._entries = self._members(params)
@@ -150,7 +151,8 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             self._running = [hooks_of(self)]
             self._pipeline = lay(self._running, scheduled=scheduled)
             self._default(self._pipeline)
-        self._pipeline.label = self._label
+        self._pipeline.label, self._pipeline.inner = self._label, type(self.inner_opt)
+        self._pipeline.numbers = numbers
         self._pipeline.aliases |= self._step_keys
         if self._pipeline.known is not None:
             self._pipeline.known |= self._step_keys.keys()

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.link import Link
 from ..core.pipeline import Values
+from ..data.checks import check_single
 from ..data.hyper import REQUIRED, has_schedule, plain
 from ..data.messages import refuse_key
 from ..data.rows import check_param_ndim
@@ -51,6 +52,7 @@ class Bound:
     numel: int  # elements of all parameters
     first: int = 0  # the place of the group's first parameter among all of them
     tried: bool = False  # the parameter links were run once
+    warns: bool = True  # of what a selection keeps nothing: not of a group that was saved
 
     def __init__(self, pipeline: Pipeline, group: Group, schedules: Group | None = None) -> None:
         self.pipeline, self.group = pipeline, group
@@ -68,6 +70,9 @@ class Bound:
         for key, value in self.seen:
             if group.get(key, REQUIRED) is not value:
                 return False
+        for key in self.pipeline.numbers:
+            if isinstance(group.get(key), Tensor) and group[key].numel() != 1:
+                return False
         params = group["params"]
         return len(params) == len(self.params) and all(map(is_, params, self.params))
 
@@ -83,12 +88,13 @@ class Bound:
         """The group read anew and checked; nothing is changed."""
         pipeline, group = self.pipeline, {**self.group}
         new = Bound(pipeline, self.group, self.schedules)
-        new.tried = self.tried
+        new.tried, new.warns = self.tried, self.seen is not None or not self.tried
         for alias in pipeline.aliases.keys() & group.keys():
             group[pipeline.aliases[alias]] = group.pop(alias)
         for key in sorted(pipeline.refused & group.keys()):
             refuse_key(key, pipeline.keys, "this optimizer")
         group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
+        check_single(pipeline.inner, {k: group[k] for k in pipeline.numbers if k in group})
         same = new._read_tensors(group, self)
         for own in pipeline.keys:
             for name, key in own.items():
@@ -146,6 +152,7 @@ class Bound:
         """Check the values of link i, and bind it to them."""
         self.pipeline.links[i].check_values(values)
         link, run = self.pipeline.links[i].bound(values), self.run()
+        run.name, run.warned = self.pipeline.names[i], self.pipeline.warned if self.warns else None
         link.check_fit(values, self.params, run)
         link.check_devices(values, self.params, run)
         self.links.append(link)

@@ -6,6 +6,7 @@ import torch
 from torch import Generator, Tensor
 
 from ..core.link import UNSET, FunctionLink
+from ..data.rows import ParamNdim
 from ..data.tree import Leaves, unflatten
 from ..engine.run import Run, State
 from ..links.transforms import draw_q, top_q
@@ -34,7 +35,7 @@ class DrawnTopQ(FunctionLink):
         own = None if self.generator is torch.default_generator else self.generator
         return DrawnTopQ, (self.values, own, self.param_ndim)
 
-    def with_rows(self, param_ndim: int | None) -> "DrawnTopQ":
+    def with_rows(self, param_ndim: ParamNdim) -> "DrawnTopQ":
         return DrawnTopQ(self.values, self.generator, param_ndim)
 
     def draws(self, values: dict[str, Any]) -> bool:
@@ -44,8 +45,12 @@ class DrawnTopQ(FunctionLink):
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
     ) -> tuple[Leaves, State]:
         if self.definition.draw_is_needed(values):
-            drawn = [None if leaf is None else self._draw(values, leaf) for leaf in leaves]
-            values = {"q": unflatten(drawn, run.spec), "dq": 0.0}
+            seen = [leaf for leaf in leaves if leaf is not None]
+            if self.rows(run).joined:
+                values = {"q": self._draw(values, seen[0]) if seen else 0.0, "dq": 0.0}
+            else:
+                drawn = [None if leaf is None else self._draw(values, leaf) for leaf in leaves]
+                values = {"q": unflatten(drawn, run.spec), "dq": 0.0}
         return super().apply(leaves, state, run, values)
 
     def _draw(self, values: dict[str, Any], leaf: Tensor) -> Any:

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 
 from ..core.link import UNSET
 from ..data.hyper import REQUIRED
-from ..data.rows import to_batch
+from ..data.rows import TREE, to_batch
 from ..data.tree import Leaves, flatten
 from ..engine.run import Phase, Run, State
 from .bound import GroupRun
@@ -60,12 +60,22 @@ class Hooks(Scheduled):
         for link, own in self.owner._own():
             link.check_values({**link.values, **{n: values[k] for n, k in own.items()}})
 
+    def _rows(self, run: Run) -> Any:
+        return run.param_ndim if self.param_ndim is UNSET else self.param_ndim
+
+    def check_fit(self, values: Group, leaves: Leaves, run: Run) -> None:
+        if self._rows(run) == TREE:
+            raise ValueError(
+                f"`param_ndim` must be an int or None for {self!r}, which sees one parameter at a "
+                f"time  Got: {TREE!r}"
+            )
+
     def apply(self, leaves: Leaves, state: State, run: Run, values: Group) -> tuple[Leaves, State]:
         assert isinstance(run, GroupRun) and run.params is not None
         group = run.group
         if any(group.get(name) is not value for name, value in values.items()):
             group = {**group, **values}  # bare keys that have another meaning in the chain
-        ndim = run.param_ndim if self.param_ndim is UNSET else self.param_ndim
+        ndim = self._rows(run)
         for param, leaf in zip(run.params, leaves, strict=True):
             if param is not None and leaf is not None:
                 self._call(param, ndim, group)

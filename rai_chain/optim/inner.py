@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+from torch import Tensor
 from torch.optim import Optimizer
 
+from ..data.checks import check_single
 from ..data.hyper import has_schedule
 from ..links.kinds import made
 from .bound import Binding
@@ -30,6 +32,16 @@ def builds(x: Any, kind: type = Optimizer) -> bool:
     return inspect.isclass(target) and issubclass(target, kind)
 
 
+def numbers_of(inner: Optimizer) -> tuple[str, ...]:
+    """The keys under which an optimizer of torch takes one number."""
+    ours = not type(inner).__module__.startswith("torch.optim")
+    return tuple(
+        key
+        for key, value in ({} if ours else inner.defaults).items()
+        if isinstance(value, (int, float, Tensor)) and not isinstance(value, bool)
+    )
+
+
 def build(InnerOpt: Any, groups: Any, kwargs: Group) -> tuple[Optimizer, Group]:
     """The inner optimizer, and the schedules among its arguments and in the groups."""
     arguments = {**getattr(InnerOpt, "keywords", {}), **kwargs}
@@ -38,11 +50,13 @@ def build(InnerOpt: Any, groups: Any, kwargs: Group) -> tuple[Optimizer, Group]:
     names = set(inspect.signature(target).parameters)
     if issubclass(target, Binding):  # it runs schedules itself
         names, scheduled = set(), {}
+    check_single(target, arguments)
     later = []
     for group in groups:
         own = {k: v for k, v in group.items() if k in names and has_schedule(v)}
         later.append({**{k: v for k, v in scheduled.items() if k not in group}, **own})
         group.update(at_start(own))
+        check_single(target, {k: v for k, v in group.items() if k in names - {"params"}})
     inner = made(InnerOpt, groups, {**kwargs, **at_start(scheduled)})
     for group, more in zip(inner.param_groups, later, strict=False):
         group.update(more)

@@ -99,7 +99,9 @@ class Pipeline:
     refused: frozenset[str] = frozenset()  # bare keys that could mean several
     known: frozenset[str] | None = None  # all keys that mean something; None for any
     label: str = ""  # of the optimizer, in messages
-    warned: set[str] = field(default_factory=set)
+    warned: set[Any] = field(default_factory=set)
+    inner: type = object  # the class of the inner optimizer
+    numbers: tuple[str, ...] = ()  # the keys under which that takes one number
 
     def warn(self, key: str, always: bool = False) -> None:
         """Warn once of a key that nobody reads, where it resembles one that is read, or always."""

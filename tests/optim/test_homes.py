@@ -36,6 +36,12 @@ PIPELINES = {
     "l1_ball": (rc.top_q(0.5), rc.sign(), rc.normalize(1), rc.l1_ball(1.5, center=C), rc.box(0, 1)),
     "simplex": (rc.top_q(0.2, param_ndim=None), rc.simplex(1.0)),
     "l2_ball scheduled": (rc.l2_ball(lambda step: 1.0 - 0.1 * step),),
+    "tree": (rc.top_q(0.6, param_ndim="tree"), rc.l2_ball(0.9, param_ndim="tree")),
+    "tree, drawn": (
+        rc.top_q(0.5, dq=0.4, seed=5, param_ndim="tree"),
+        rc.normalize(2, param_ndim="tree"),
+        rc.l1_ball(2.0, center=C, param_ndim="tree"),
+    ),
 }
 OPTIMIZERS = {
     "SGD": (optim.SGD, {"lr": 0.3}),

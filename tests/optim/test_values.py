@@ -208,7 +208,7 @@ def test_an_unknown_key_that_resembles_a_known_one_warns_wherever_it_enters(key)
     for enter in (
         lambda: chained({key: 0.5}),
         lambda: chained(defaults={key: 0.5}),
-        lambda: chained().add_param_group({"params": [leaf(3)], key: 0.5}),
+        lambda: chained().add_param_group({"params": [leaf(2, 3)], key: 0.5}),
     ):
         with pytest.warns(UserWarning, match=near) as found:
             enter()

@@ -628,6 +628,12 @@ def test_schedule_differs_where_the_list_says_so(name: str) -> None:
 
 # ------------------------------------------------------------------ functions of arrays
 
+
+def _as_row(tree: Any, library: Any) -> Any:
+    """All leaves of a tree as one array of one dimension."""
+    return library.concatenate([leaf.reshape(-1) for leaf in tree_leaves(tree)])
+
+
 FUNCTIONS: dict[str, tuple[Any, Any]] = {  # optax's and ours, of an array and a positive number
     "project_l1_ball": (
         projections.projection_l1_ball,
@@ -642,6 +648,19 @@ FUNCTIONS: dict[str, tuple[Any, Any]] = {  # optax's and ours, of an array and a
         projections.projection_simplex,
         partial(rc.project_simplex, param_ndim=None),
     ),
+    **{
+        f"{ours.__name__}, tree": (
+            lambda x, s, theirs=theirs: _as_row(theirs({"a": x, "b": [x[0], x[:, 0]]}, s), jnp),
+            lambda x, s, ours=ours: _as_row(
+                ours({"a": x, "b": [x[0], x[:, 0]]}, s, param_ndim="tree"), torch
+            ),
+        )
+        for theirs, ours in (
+            (projections.projection_l1_ball, rc.project_l1_ball),
+            (projections.projection_l2_ball, rc.project_l2_ball),
+            (projections.projection_simplex, rc.project_simplex),
+        )
+    },
     "project_box": (
         lambda x, s: projections.projection_box(x, -s, 2 * s),
         lambda x, s: rc.project_box(x, -s, 2 * s),

@@ -21,6 +21,7 @@ from .core.wrapper import Wrapper as Wrapper
 from .data.hyper import Flag as Flag
 from .data.hyper import Range as Range
 from .data.hyper import Schedule
+from .data.rows import ParamNdim
 from .data.rows import to_batch as to_batch
 from .links.adam import adabelief as adabelief
 from .links.adam import adam as adam
@@ -83,7 +84,7 @@ __version__: str
 Hyper: TypeAlias = float | Tensor | Schedule | dict[str, Any] | list[Any] | tuple[Any, ...]
 
 def adaptive_grad_clip(
-    clipping: Hyper, eps: Hyper = 0.001, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
+    clipping: Hyper, eps: Hyper = 0.001, *, param_ndim: ParamNdim = ...
 ) -> FunctionLink:
     """Scale each row down to a fraction of the norm of its parameters; `update` needs `params`."""
 
@@ -108,7 +109,7 @@ def bias(grad_bias: Hyper = 0.0) -> FunctionLink:
 def box(low: Hyper | None = None, high: Hyper | None = None) -> FunctionLink:
     """Keep each element in [low, high]."""
 
-def centralize(*, param_ndim: Union[int, Literal["tree"], NoneType] = ...) -> FunctionLink:
+def centralize(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Subtract from each row its mean; a row of one element is left as it is."""
 
 def clamp(clamp_min: Hyper | None = None, clamp_max: Hyper | None = None) -> FunctionLink:
@@ -123,9 +124,7 @@ def clip_by_block_rms(threshold: Hyper) -> FunctionLink:
 def clip_by_global_norm(max_norm: Hyper, p: float = 2.0) -> FunctionLink:
     """Scale all leaves by one factor so that the p-norm of all their elements is <= `max_norm`."""
 
-def clip_by_norm(
-    max_norm: Hyper, p: float = 2.0, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
-) -> FunctionLink:
+def clip_by_norm(max_norm: Hyper, p: float = 2.0, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Scale each row whose p-norm exceeds `max_norm` down to it; the others keep their bits."""
 
 def descend_and_decay(lr: Hyper = 0.001, weight_decay: Hyper = 0.0) -> FunctionLink:
@@ -134,7 +133,7 @@ def descend_and_decay(lr: Hyper = 0.001, weight_decay: Hyper = 0.0) -> FunctionL
 def descend_within(lr: Hyper = 0.01, weight_decay: Hyper = 0.0) -> FunctionLink:
     """As `descend_and_decay`, with steps of no more than one over the root of their count."""
 
-def ef_sign(*, param_ndim: Union[int, Literal["tree"], NoneType] = ...) -> FunctionLink:
+def ef_sign(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each element by its sign, 0 for 0, times the mean magnitude of its row."""
 
 def ema(decay: Hyper = 0.9, debias: bool = True) -> FunctionLink:
@@ -151,43 +150,29 @@ def frank_wolfe_step(
 ) -> FunctionLink:
     """Step towards what an oracle answered: w <- (1 - a) w + a s, with a = lr / (lr + step)."""
 
-def group_soft_threshold(
-    threshold: Hyper, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
-) -> FunctionLink:
+def group_soft_threshold(threshold: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Shorten each row by `threshold`, and no further than to 0."""
 
 def identity() -> FunctionLink:
     """Return updates as they are."""
 
 def l1_ball(
-    epsilon: Hyper,
-    center: Hyper | None = None,
-    *,
-    param_ndim: Union[int, Literal["tree"], NoneType] = ...,
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
 ) -> FunctionLink:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point."""
 
-def l1_oracle(
-    epsilon: Hyper, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
-) -> FunctionLink:
+def l1_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by the point s of the L1 ball that minimises <g, s>: a signed vertex."""
 
-def l1q_oracle(
-    q: Hyper, epsilon: Hyper, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
-) -> FunctionLink:
+def l1q_oracle(q: Hyper, epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements."""
 
 def l2_ball(
-    epsilon: Hyper,
-    center: Hyper | None = None,
-    *,
-    param_ndim: Union[int, Literal["tree"], NoneType] = ...,
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
 ) -> FunctionLink:
     """Keep each row within Euclidean distance `epsilon` of `center`."""
 
-def l2_oracle(
-    epsilon: Hyper, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
-) -> FunctionLink:
+def l2_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by the point s of the L2 ball that minimises <g, s>."""
 
 def linf_ball(epsilon: Hyper, center: Hyper | None = None) -> FunctionLink:
@@ -205,33 +190,23 @@ def negate() -> FunctionLink:
     """Change the sign, so that what follows climbs: `maximize` of torch's optimizers."""
 
 def normalize(
-    p: float = 2.0,
-    div_by_zero_eps: Hyper = 1.1754943508222875e-38,
-    *,
-    param_ndim: Union[int, Literal["tree"], NoneType] = ...,
+    p: float = 2.0, div_by_zero_eps: Hyper = 1.1754943508222875e-38, *, param_ndim: ParamNdim = ...
 ) -> FunctionLink:
     """Divide each row by max(its p-norm, `div_by_zero_eps`); a zero row stays zero."""
 
 def normalize_by_update_norm(scale_factor: Hyper = 1.0, eps: Hyper = 1e-06) -> FunctionLink:
     """Divide all leaves by the Euclidean norm of all their elements."""
 
-def one_hot_sign(*, param_ndim: Union[int, Literal["tree"], NoneType] = ...) -> FunctionLink:
+def one_hot_sign(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Keep the sign of the largest magnitude of each row, the first among equals; zero the rest."""
 
 def params_ema(decay: Hyper = 0.999) -> FunctionLink:
     """Keep an exponential moving average of the parameters, which stay; see `averaged_params`."""
 
-def qsgd(
-    levels: Hyper,
-    *,
-    param_ndim: Union[int, Literal["tree"], NoneType] = ...,
-    seed: int | Tensor = 0,
-) -> FunctionLink:
+def qsgd(levels: Hyper, *, param_ndim: ParamNdim = ..., seed: int | Tensor = 0) -> FunctionLink:
     """Round each magnitude, as a part of the row's norm, up or down to one of some levels."""
 
-def random_k(
-    k: Hyper, *, param_ndim: Union[int, Literal["tree"], NoneType] = ..., seed: int | Tensor = 0
-) -> FunctionLink:
+def random_k(k: Hyper, *, param_ndim: ParamNdim = ..., seed: int | Tensor = 0) -> FunctionLink:
     """Keep k elements of each row, drawn at random, times D / k; zero the rest."""
 
 def scale(grad_scale: Hyper = 1.0) -> FunctionLink:
@@ -330,31 +305,23 @@ def set_to_zero() -> FunctionLink:
 def sign() -> FunctionLink:
     """Replace each element by its sign: -1, 0 or 1; NaN stays NaN."""
 
-def simplex(
-    scale: Hyper = 1.0, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...
-) -> FunctionLink:
+def simplex(scale: Hyper = 1.0, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row by the nearest one whose elements are >= 0 and sum to `scale`."""
 
 def soft_threshold(threshold: Hyper) -> FunctionLink:
     """Move each parameter towards 0 by `threshold`, and no further; NaN stays."""
 
-def terngrad(
-    *, param_ndim: Union[int, Literal["tree"], NoneType] = ..., seed: int | Tensor = 0
-) -> FunctionLink:
+def terngrad(*, param_ndim: ParamNdim = ..., seed: int | Tensor = 0) -> FunctionLink:
     """Replace each element by 0 or the signed largest magnitude of its row, at random."""
 
 def threshold(threshold: Hyper) -> FunctionLink:
     """Zero each element whose magnitude is below a threshold; NaN stays."""
 
-def top_k(k: Hyper, *, param_ndim: Union[int, Literal["tree"], NoneType] = ...) -> FunctionLink:
+def top_k(k: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Keep the k elements of largest magnitude in each row, zero the rest."""
 
 def top_q(
-    q: Hyper,
-    dq: Hyper = 0.0,
-    *,
-    param_ndim: Union[int, Literal["tree"], NoneType] = ...,
-    seed: int | Tensor = 0,
+    q: Hyper, dq: Hyper = 0.0, *, param_ndim: ParamNdim = ..., seed: int | Tensor = 0
 ) -> FunctionLink:
     """Keep exactly round((1 - q) * D) elements of largest magnitude in each row, zero the rest."""
 

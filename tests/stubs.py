@@ -27,6 +27,8 @@ NAMES = {
     "torch.Tensor": "Tensor",
     "torch._C.Generator": "Generator",
     "typing.": "",
+    "Union[int, Literal['tree'], NoneType]": "ParamNdim",
+    "int | Literal['tree'] | None": "ParamNdim",
     "rai_chain.data.hyper.Schedule": "Schedule",
     "float | Tensor | Schedule": "Hyper",
     "int | Tensor | Schedule": "Hyper",
@@ -89,6 +91,7 @@ def package():
     made = {n: getattr(rai_chain, n) for n in rai_chain.__all__}
     factories = {n: f for n, f in made.items() if hasattr(f, "definition")}
     text = HEAD + "from .core.link import FunctionLink\nfrom .data.hyper import Schedule\n"
+    text += "from .data.rows import ParamNdim\n"
     text += "".join(lines[n] for n in made if n not in factories)
     text += "\n__version__: str\n" + HYPER
     return text + "".join(f"\n{function(n, f)}" for n, f in factories.items())
@@ -99,6 +102,7 @@ def optim():
     made = {n: getattr(rai_chain.optim, n) for n in rai_chain.optim.__all__}
     declared = {n: k for n, k in made.items() if hasattr(k.__init__, "__signature__")}
     text = HEAD + "from torch.optim import SGD\n\nfrom ..data.hyper import Schedule\n"
+    text += "from ..data.rows import ParamNdim\n"
     text += "".join(lines[n] for n in made if n not in declared) + "\n" + HYPER
     order = sorted(declared.items(), key=lambda item: len(item[1].__mro__))
     return text + "".join(f"\n{kind(n, k)}" for n, k in order)

@@ -32,13 +32,14 @@ def test_the_stubs_are_current(path):
 def test_signatures_show_types_and_true_defaults():
     shown = str(inspect.signature(rc.top_q))
     assert shown.startswith("(q: float | torch.Tensor | ") and "Schedule" in shown
-    assert "param_ndim: int | None = -1 or the group's" in shown and "seed: int" in shown
+    assert "Literal['tree']" in shown and " = -1 or the group's" in shown and "seed: int" in shown
     assert str(inspect.signature(rc.clamp)).startswith("(clamp_min: float | torch.Tensor | ")
 
 
 WRONG = {
     "rc.top_q(qq=0.5)": 'Unexpected keyword argument "qq"',
     "rc.clamp(clamp_mx=1.0)": 'Unexpected keyword argument "clamp_mx"',
+    "rc.top_q(0.5, param_ndim='row')": """incompatible type "Literal['row']\"""",
     "rc.chain(1, 2)": 'incompatible type "int"',
     "TopQGradientOptimizer([], q='a')": 'incompatible type "str"',
     "L1NormedGradientOptim([], div_by_zero_eps='1')": 'incompatible type "str"',
@@ -47,6 +48,8 @@ RIGHT = (
     "rc.chain(rc.top_q(0.5, param_ndim=None), rc.clamp(clamp_max=1.0)).optimizer([])",
     "rc.clamp(lambda step: -1.0 * step, {'w': 1.0})",
     "rc.adam(lr=0.1)",
+    "rc.top_q(0.5, param_ndim='tree')",
+    "TopQGradientOptimizer([], q=0.5, param_ndim='tree')",
     "TopQGradientOptimizer([], q=0.5, lr=0.1)",
 )
 IMPORTS = (

@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ..core.define import elementwise, rowwise
 from ..core.link import Factory
-from ..data.hyper import NonNegative, Number, Optional
-from ..data.messages import told
+from ..data.hyper import NonNegative, Number, Optional, RowNonNegative
 from ..data.random import bernoulli, leaf_key, normal, uniform
 from ..kernels import sets
 from .transforms import check_interval, clamped
@@ -60,14 +59,14 @@ def _moved(points: Tensor, epsilon: Any, center: Any, dtype: torch.dtype) -> Ten
 
 
 @rowwise
-def _l1_ball(rows: Tensor, epsilon: NonNegative, center: Optional, *, key: Tensor) -> Any:
+def _l1_ball(rows: Tensor, epsilon: RowNonNegative, center: Optional, *, key: Tensor) -> Any:
     shape = (rows.shape[0], rows.shape[1])
     points = l1_points(uniform(key, shape, DOUBLE), _signs(key, shape))
     return sets.l1_ball(_moved(points, epsilon, center, rows.dtype), epsilon, center)
 
 
 @rowwise
-def _l2_ball(rows: Tensor, epsilon: NonNegative, center: Optional, *, key: Tensor) -> Any:
+def _l2_ball(rows: Tensor, epsilon: RowNonNegative, center: Optional, *, key: Tensor) -> Any:
     points = l2_points(normal(key, (rows.shape[0], rows.shape[1] + 2), DOUBLE))
     return sets.l2_ball(_moved(points, epsilon, center, rows.dtype), epsilon, center)
 
@@ -79,21 +78,21 @@ def _linf_ball(x: Tensor, epsilon: NonNegative, center: Optional, *, key: Tensor
 
 
 @rowwise
-def _l1_sphere(rows: Tensor, epsilon: NonNegative, center: Optional, *, key: Tensor) -> Any:
+def _l1_sphere(rows: Tensor, epsilon: RowNonNegative, center: Optional, *, key: Tensor) -> Any:
     n, size = rows.shape
     points = _simplex_points(uniform(key, (n, size - 1), DOUBLE)) * _signs(key, (n, size))
     return sets.l1_ball(_moved(points, epsilon, center, rows.dtype), epsilon, center)
 
 
 @rowwise
-def _l2_sphere(rows: Tensor, epsilon: NonNegative, center: Optional, *, key: Tensor) -> Any:
+def _l2_sphere(rows: Tensor, epsilon: RowNonNegative, center: Optional, *, key: Tensor) -> Any:
     noise = normal(key, (rows.shape[0], rows.shape[1]), DOUBLE)
     points = noise / noise.norm(dim=1, keepdim=True)
     return sets.l2_ball(_moved(points, epsilon, center, rows.dtype), epsilon, center)
 
 
 @rowwise
-def _linf_sphere(rows: Tensor, epsilon: NonNegative, center: Optional, *, key: Tensor) -> Any:
+def _linf_sphere(rows: Tensor, epsilon: RowNonNegative, center: Optional, *, key: Tensor) -> Any:
     n, size = rows.shape
     inside = 2.0 * uniform(key, (n, size), DOUBLE) - 1.0
     face = (uniform(leaf_key(key, 2), (n, 1), DOUBLE) * size).long()
@@ -103,7 +102,7 @@ def _linf_sphere(rows: Tensor, epsilon: NonNegative, center: Optional, *, key: T
 
 
 @rowwise
-def _simplex(rows: Tensor, scale: NonNegative, *, key: Tensor) -> Any:
+def _simplex(rows: Tensor, scale: RowNonNegative, *, key: Tensor) -> Any:
     n, size = rows.shape
     return _moved(_simplex_points(uniform(key, (n, size - 1), DOUBLE)), scale, None, rows.dtype)
 

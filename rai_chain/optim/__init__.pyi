@@ -5,6 +5,7 @@ from typing import Any, TypeAlias
 from torch import Generator, Tensor
 
 from ..data.hyper import Schedule
+from ..data.rows import ParamNdim
 from .adapter import ParamTransformingOptimizer as ParamTransformingOptimizer
 from .chained import ChainedParamTransformingOptimizer as ChainedParamTransformingOptimizer
 from .classes import L1qNormedGradientOptim as L1qNormedGradientOptim
@@ -28,7 +29,7 @@ class ClampedGradientOptimizer(ParamTransformingOptimizer):
         clamp_min: Hyper | None = None,
         clamp_max: Hyper | None = None,
         defaults: dict[str, Any] | None = None,
-        param_ndim: int | None = None,
+        param_ndim: ParamNdim = None,
         **inner_opt_kwargs: Any,
     ) -> None: ...
 
@@ -43,7 +44,7 @@ class ClampedParameterOptimizer(ParamTransformingOptimizer):
         clamp_min: Hyper | None = None,
         clamp_max: Hyper | None = None,
         defaults: dict[str, Any] | None = None,
-        param_ndim: int | None = None,
+        param_ndim: ParamNdim = None,
         **inner_opt_kwargs: Any,
     ) -> None: ...
 
@@ -58,7 +59,7 @@ class SignedGradientOptim(ParamTransformingOptimizer):
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
         defaults: dict[str, Any] | None = None,
-        param_ndim: int | None = None,
+        param_ndim: ParamNdim = None,
         **inner_opt_kwargs: Any,
     ) -> None: ...
 
@@ -72,7 +73,7 @@ class TopQGradientOptimizer(ParamTransformingOptimizer):
         *,
         q: Hyper,
         dq: Hyper = 0.0,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         defaults: dict[str, Any] | None = None,
         generator: Generator = ...,
         **inner_opt_kwargs: Any,
@@ -86,7 +87,7 @@ class L1NormedGradientOptim(ParamTransformingOptimizer):
         params: Any = None,
         InnerOpt: Any = ...,
         *,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         defaults: dict[str, Any] | None = None,
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
@@ -102,7 +103,7 @@ class L2NormedGradientOptim(ParamTransformingOptimizer):
         params: Any = None,
         InnerOpt: Any = ...,
         *,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         defaults: dict[str, Any] | None = None,
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
@@ -119,7 +120,7 @@ class LinfProjectedOptim(SignedGradientOptim):
         InnerOpt: Any = ...,
         *,
         epsilon: Hyper,
-        param_ndim: int | None = None,
+        param_ndim: ParamNdim = None,
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
         defaults: dict[str, Any] | None = None,
@@ -135,7 +136,7 @@ class L2ProjectedOptim(L2NormedGradientOptim):
         InnerOpt: Any = ...,
         *,
         epsilon: Hyper,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
         defaults: dict[str, Any] | None = None,

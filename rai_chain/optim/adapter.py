@@ -14,6 +14,7 @@ from ..core.link import FunctionLink, Link
 from ..data.checks import check_leaves, overlaps
 from ..data.hyper import Flag
 from ..data.messages import told
+from ..data.rows import ParamNdim
 from . import fast
 from .bound import Binding, Bound
 from .checkpoint import Saved, rewound
@@ -94,7 +95,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
         params: Any = None,
         InnerOpt: Any = SGD,
         *,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
         defaults: dict[str, Any] | None = None,

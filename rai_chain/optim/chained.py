@@ -10,6 +10,7 @@ from torch.optim import SGD, Optimizer
 from ..core.chain import as_links, check_order, link_names
 from ..core.link import UNSET, FunctionLink, Link
 from ..core.pipeline import MAKERS, GradientTransformation
+from ..data.rows import ParamNdim
 from ..links.descent import add_updates
 from ..links.from_torch import FromTorch
 from ..links.transforms import scale_bias
@@ -134,7 +135,7 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
         *transforming_optimizers: Any,
         params: Any = None,
         InnerOpt: Any = SGD,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         grad_scale: float = 1,
         grad_bias: float = 0,
         defaults: dict[str, Any] | None = None,
@@ -273,7 +274,7 @@ def _optimizer(
     tx: GradientTransformation,
     params: Any,
     *,
-    param_ndim: int | None = -1,
+    param_ndim: ParamNdim = -1,
     defaults: dict[str, Any] | None = None,
     compile: bool = False,
     **values: Any,

@@ -12,6 +12,7 @@ from torch.optim import SGD
 
 from ..core.define import elementwise
 from ..data.hyper import REQUIRED, Bound
+from ..data.rows import ParamNdim
 from ..links.projections import l2_ball, linf_ball
 from ..links.transforms import TINY, check_bounds, clamp, clamped, normalize, sign, top_q
 from .adapter import ParamTransformingOptimizer
@@ -320,7 +321,7 @@ class L1qNormedGradientOptim(ChainedParamTransformingOptimizer):
         *,
         q: float = REQUIRED,
         dq: float = 0.0,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         grad_scale: float = 1.0,
         grad_bias: float = 0.0,
         defaults: Group | None = None,

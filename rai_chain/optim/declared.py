@@ -10,11 +10,12 @@ from torch.optim import SGD
 
 from ..data.hyper import REQUIRED, shown_type
 from ..data.messages import arguments
+from ..data.rows import ParamNdim
 from ..links.transforms import TINY
 
 _POSITIONAL, _BY_NAME = inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY
 _COMMON = {  # argument -> its default and its type
-    "param_ndim": (-1, int | None),
+    "param_ndim": (-1, ParamNdim),
     "grad_scale": (1.0, float),
     "grad_bias": (0.0, float),
     "defaults": (None, dict[str, Any] | None),

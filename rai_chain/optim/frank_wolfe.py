@@ -9,6 +9,7 @@ from torch import Generator, Tensor, default_generator
 
 from ..core.define import elementwise
 from ..data.hyper import REQUIRED, Bool, NonNegative, Number, Range
+from ..data.rows import ParamNdim
 from ..links.frank_wolfe import check_rate, frank_wolfe_step, one_hot_sign
 from ..links.transforms import TINY
 from .adapter import ParamTransformingOptimizer
@@ -133,7 +134,7 @@ class _FrankWolfeMethod(ParamTransformingOptimizer):
         epsilon: float = REQUIRED,
         lr: float = 2.0,
         use_default_lr_schedule: bool = True,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         div_by_zero_eps: float = TINY,
     ) -> None:
         super().__init__(
@@ -273,7 +274,7 @@ class L1qFrankWolfe(L1qNormedGradientOptim):
         dq: float = 0.0,
         lr: float = 2.0,
         use_default_lr_schedule: bool = True,
-        param_ndim: int | None = -1,
+        param_ndim: ParamNdim = -1,
         div_by_zero_eps: float = TINY,
         generator: Generator = default_generator,
     ) -> None:

@@ -308,7 +308,8 @@ class FunctionLink(Link):
         fit.check_fit(d, values, fitting, leaves, run.spec, rows)
         if own and self.scope == "element" and all(isinstance(values[n], Real) for n in fitting):
             self._fits |= {leaf.dtype for leaf in leaves if leaf is not None}
-        fit.warn_of_nothing(d, values, leaves, run, rows)
+        if run.warned is not None:
+            fit.warn_of_nothing(d, values, leaves, run, rows)
 
     def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
         scheduled, _, _, draws = self.facts(values)

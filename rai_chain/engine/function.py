@@ -90,9 +90,11 @@ class Rows(NamedTuple):
         Raises:
             ValueError: it fits the leaf in no way; `AmbiguousError`: in two.
         """
-        if isinstance(rule, Several):
-            return tuple(self.value(rule.each, one, leaf) for one in value)
-        if not isinstance(value, Tensor) or value.ndim == 0:
+        if not isinstance(value, Tensor):
+            if isinstance(value, (tuple, list)) and isinstance(rule, Several):
+                return tuple(self.value(rule.each, one, leaf) for one in value)
+            return value
+        if value.ndim == 0:
             return value
         shape, split = tuple(leaf.shape), self.split(leaf)
         n, size = math.prod(shape[:split]), math.prod(shape[split:])
@@ -259,12 +261,11 @@ def _leaf(
 
 def _widens(values: dict[str, Any], leaf: Tensor) -> bool:
     """Whether the result has a wider dtype than the leaf, in which it is then to be computed."""
-    return any(
-        isinstance(v, Tensor)
-        and v.ndim > 0
-        and torch.promote_types(v.dtype, leaf.dtype) != leaf.dtype
-        for v in values.values()
-    )
+    for v in values.values():
+        wide = isinstance(v, Tensor) and v.ndim and v.dtype != leaf.dtype
+        if wide and torch.promote_types(v.dtype, leaf.dtype) != leaf.dtype:
+            return True
+    return False
 
 
 def _as_one_row(

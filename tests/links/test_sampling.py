@@ -158,7 +158,7 @@ def test_what_does_not_fit_is_refused_by_name():
         random.l2_ball(0, (2, 3))
     with pytest.raises(ValueError, match=r"`epsilon` must satisfy 0.0 <= epsilon  Got: -1.0"):
         draw("l1_ball", (2, 3), -1.0)
-    with pytest.raises(ValueError, match="`epsilon` must have one value, one for each of the 2"):
+    with pytest.raises(ValueError, match="`epsilon` must have one value, or one for each of the 2"):
         draw("l1_ball", (2, 3), torch.ones(7))
     with pytest.raises(ValueError, match=r"`low` must satisfy low <= high\(= 0.0\)  Got: 1.0"):
         draw("box", (2, 3), 1.0, 0.0)

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise
 from ..core.link import Factory
 from ..data.hyper import NonNegative, Number, Optional, RowNonNegative
+from ..data.messages import told
 from ..data.random import bernoulli, leaf_key, normal, uniform
 from ..kernels import sets
 from .transforms import check_interval, clamped

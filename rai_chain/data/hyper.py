@@ -93,7 +93,9 @@ class Range:
         return f"{low}{name}{high}" if low or high else f"-inf <= {name} <= inf"
 
     def check_fit(self, name: str, value: Any, leaf: Tensor) -> None:
-        """Refuse a number that the dtype of a leaf cannot hold, where `fits` asks for that."""
+        """Refuse a tensor without memory; a number too large for a leaf, where `fits` says so."""
+        if isinstance(value, Tensor) and value.is_meta and not leaf.is_meta:
+            raise ValueError(f"`{name}` must be on {leaf.device}  Got: meta")
         if self.fits and isinstance(value, (int, float)) and math.isfinite(value):
             largest = torch.finfo(leaf.dtype).max
             if abs(value) > largest:

@@ -16,12 +16,12 @@ from .run import Run
 
 
 def must_fit(rule: Rule, value: Any) -> bool:
-    """Whether a value has a shape that may not fit, or a size that the dtype may not hold."""
+    """Whether a value has a shape or a device that may not fit, or a size beyond the dtype's."""
     if isinstance(rule, Several):
         return any(must_fit(rule.each, one) for one in value)
     if isinstance(value, (int, float)) or value is None:
         return getattr(rule, "fits", False) and value is not None
-    return is_container(value) or (isinstance(value, Tensor) and value.ndim > 0)
+    return is_container(value) or (isinstance(value, Tensor) and (value.ndim > 0 or value.is_meta))
 
 
 def check_together(d: Definition, values: dict[str, Any]) -> None:

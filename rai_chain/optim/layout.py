@@ -46,6 +46,11 @@ def _read(value: Any) -> Any:
     return value.item() if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
+def _neutral(values: Group) -> bool:
+    """Whether a group's own scale and bias are numbers that change nothing."""
+    return all(not isinstance(values[n], Tensor) and values[n] == v for n, v in NEUTRAL.items())
+
+
 class Entry(NamedTuple):
     """A link of an optimizer's chain."""
 
@@ -118,7 +123,7 @@ class Pipeline:
         return [
             i
             for i, link in enumerate(self.links)
-            if link.phase == phase and not (self.names[i] == SCALE_BIAS and values[i] == NEUTRAL)
+            if link.phase == phase and not (self.names[i] == SCALE_BIAS and _neutral(values[i]))
         ]
 
     def check_numbers(self, group: Group) -> None:

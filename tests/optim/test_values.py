@@ -142,6 +142,17 @@ def test_a_schedule_for_a_key_inside_a_wrapper_may_be_written_into_the_group():
     assert moves(optimizer, 3, 9.0) == [-1.0, -2.0, -3.0]
 
 
+@pytest.mark.parametrize("scale", [[2.0, 3.0], [[1.0], [1.0]], [[1.0, 2.0, 3.0]]])
+def test_a_groups_own_scale_may_be_several_numbers(scale):
+    x = torch.zeros(2, 3, requires_grad=True)
+    scale = torch.tensor(scale)
+    optimizer = Chain(rc.scale(2.0), params=[{"params": [x], "grad_scale": scale}], lr=1.0)
+    x.grad = torch.ones(2, 3)
+    optimizer.step()
+    expected = -2.0 * (scale[:, None] if scale.ndim == 1 else scale).expand(2, 3)
+    assert torch.equal(x, expected)
+
+
 def test_the_optimizers_grad_scale_beside_a_links():
     """The layout that the pure home names: both keys, each its own meaning."""
     assert "grad_scale" in rc.chain(rc.sign(), rc.scale(2.0)).hyperparams

@@ -5,7 +5,9 @@ from collections.abc import Iterable
 from typing import Any
 
 import torchopt.base
+from torch import Tensor
 
+from ..data.tree import flatten
 from ..engine.run import PHASES
 from .foreign import Foreign
 from .link import Link
@@ -87,8 +89,13 @@ def check_shared(shared: Iterable[str], links: tuple[Link, ...]) -> None:
         values = [link.values[key] for link in links if key in link.values]
         if not values:
             raise ValueError(f"`shared` must name hyperparameters of the links  Got: {key!r}")
-        if any(v is not values[0] and not (v == values[0]) for v in values[1:]):
+        if any(v is not values[0] and not _equal(v, values[0]) for v in values[1:]):
             raise ValueError(f"`{key}` must have one value, as it is shared  Got: {values}")
+
+
+def _equal(a: Any, b: Any) -> bool:
+    """Whether two values are the same number or numbers; a tensor is only itself."""
+    return not any(isinstance(leaf, Tensor) for leaf in flatten([a, b])[0]) and bool(a == b)
 
 
 def as_links(transformation: Any, place: int = 0) -> tuple[Link, ...]:

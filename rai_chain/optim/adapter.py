@@ -142,6 +142,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             inner_keys=inner_keys,
             qualify=self._qualifies,
             shared=self._shared,
+            step_keys=self._step_keys,
         )
         self._pipeline = self._keyed = lay(self._entries, scheduled=scheduled)
         self._running = self._entries
@@ -154,9 +155,6 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             self._default(self._pipeline)
         self._pipeline.label, self._pipeline.inner = self._label, type(self.inner_opt)
         self._pipeline.numbers = numbers
-        self._pipeline.aliases |= self._step_keys
-        if self._pipeline.known is not None:
-            self._pipeline.known |= self._step_keys.keys()
         if isinstance(self.inner_opt, Binding):
             self.inner_opt._pipeline.known = None  # it cannot know the keys of what is around it
         known = self._pipeline.known

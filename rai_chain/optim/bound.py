@@ -92,7 +92,7 @@ class Bound:
         for alias in pipeline.aliases.keys() & group.keys():
             group[pipeline.aliases[alias]] = group.pop(alias)
         for key in sorted(pipeline.refused & group.keys()):
-            refuse_key(key, pipeline.keys, "this optimizer")
+            refuse_key(key, [*pipeline.keys, pipeline.beside], "this optimizer")
         group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
         check_single(pipeline.inner, {k: group[k] for k in pipeline.numbers if k in group})
         same = new._read_tensors(group, self)

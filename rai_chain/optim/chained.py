@@ -160,7 +160,9 @@ class ChainedParamTransformingOptimizer(ParamTransformingOptimizer):
                     InnerOpt, inner_opt_kwargs = link.kind, dict(link.options)
                     self._step_keys = {f"{name}.{n}": n for n in link.values if n not in OWN}
                 else:
-                    keys = {n: f"{name}.{n}" if n in OWN else n for n in link.values}
+                    others = {n for other, _ in links if other is not link for n in other.values}
+                    others -= self._shared
+                    keys = {n: f"{name}.{n}" if n in others | OWN else n for n in link.values}
                     InnerOpt = partial(StepOptimizer, link=link, keys=keys, name=name)
                     self._step_keys = {f"{name}.{n}": key for n, key in keys.items()}
         if InnerOpt is SGD and any(link.updates for link, _ in links):

@@ -2,7 +2,7 @@
 
 import warnings
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -102,6 +102,7 @@ class Pipeline:
     keys: Keys = field(default_factory=list)  # what is not there is the link's own value
     aliases: dict[str, str] = field(default_factory=dict)  # qualified key -> key
     refused: frozenset[str] = frozenset()  # bare keys that could mean several
+    beside: Mapping[str, str] = field(default_factory=dict)  # name -> key that the step has for it
     known: frozenset[str] | None = None  # all keys that mean something; None for any
     label: str = ""  # of the optimizer, in messages
     warned: set[Any] = field(default_factory=set)
@@ -161,6 +162,7 @@ def lay_out(
     *,
     qualify: bool,
     shared: frozenset[str],
+    step_keys: Mapping[str, str],
     scheduled: tuple[str, ...],
 ) -> Pipeline:
     """The pipeline of an optimizer: its links, the group's scale and bias, the inner's schedules.
@@ -171,14 +173,17 @@ def lay_out(
         inner_keys: the keys of the inner optimizer.
         qualify: whether a key that several read gets a name for each of them.
         shared: bare keys that several links read together.
+        step_keys: qualified key -> key of what a link that steps reads.
         scheduled: arguments of the inner optimizer that are schedules.
     """
     every = [*below, *entries]
     names = link_names(tuple(e.link for e in every), tuple(e.given for e in every))[len(below) :]
-    reserved = inner_keys | OWN if qualify else frozenset()
-    counts = Counter(n for entry in entries for n in entry.names)
+    steps = {k.rpartition(".")[2]: k for k in step_keys}
+    beside = {n: k for n, k in steps.items() if k == step_keys[k]}
+    reserved = inner_keys - shared.intersection(steps) | OWN if qualify else frozenset()
+    counts = Counter([*beside, *(n for entry in entries for n in entry.names)])
     bare = {n for n, count in counts.items() if count == 1 or n in shared or not qualify} - reserved
-    pipeline = Pipeline()
+    pipeline = Pipeline(beside=beside, aliases=dict(step_keys))
     rows = list(zip(entries, names, strict=True))
     for entry, name in [row for row in rows if row[0].link.phase != "parameter"]:
         _add(pipeline, entry, name, bare)

@@ -231,6 +231,45 @@ def test_a_qualified_key_of_the_link_that_steps(tx, key):
     assert x.item() == expected.item() == -0.25
 
 
+CLAMPS = (rc.clamp(clamp_max=5.0), rc.lookahead(chain(rc.clamp(clamp_max=1.0), scale(-1.0)), 9))
+
+
+def test_a_name_that_the_link_that_steps_has_too_means_neither():
+    x = torch.zeros(1, requires_grad=True)
+    pure = chain(*CLAMPS)
+    both = {"clamp_0.clamp_max", "lookahead_0.clamp_max"}
+    optimizer = pure.optimizer([x])
+    assert both <= optimizer.param_groups[0].keys() and "clamp_max" not in optimizer.param_groups[0]
+    with pytest.raises(ValueError, match="one of") as of_the_pure:
+        pure.step(x.detach(), torch.ones(1), pure.init(x), hyperparams={"clamp_max": 2.0})
+    with pytest.raises(ValueError, match="one of") as of_the_optimizer:
+        pure.optimizer([{"params": [x], "clamp_max": 2.0}])
+    assert all(key in str(e.value) for e in (of_the_pure, of_the_optimizer) for key in both)
+    optimizer.param_groups[0]["lookahead_0.clamp_max"] = 4.0
+    step(optimizer, [x], [9.0])
+    assert x.item() == -4.0
+
+
+def test_a_name_that_is_shared_reaches_the_link_that_steps_as_well():
+    x = torch.zeros(1, requires_grad=True)
+    inner = rc.lookahead(chain(scale(-1.0), rc.clamp(clamp_max=5.0)), 9)
+    tx = chain(rc.clamp(clamp_max=5.0), inner, shared=["clamp_max"])
+    optimizer = tx.optimizer([{"params": [x], "clamp_max": 3.0}])
+    assert not {"clamp_0.clamp_max", "lookahead_0.clamp_max"} & optimizer.param_groups[0].keys()
+    step(optimizer, [x], [9.0])
+    assert x.item() == -3.0
+    step(optimizer, [x], [-9.0])
+    assert x.item() == 0.0
+
+
+def test_shared_values_that_are_tensors():
+    several, other = torch.tensor([1.0, 2.0]), torch.tensor([1.0, 2.0])
+    chain(scale(several), scale(several), shared=["grad_scale"])
+    for first in (other, 1.0, torch.tensor(1.0)):
+        with pytest.raises(ValueError, match="must have one value, as it is shared"):
+            chain(scale(several), scale(first), shared=["grad_scale"])
+
+
 @rc.elementwise
 def raw(x, *, grad):
     """Minus the raw gradient."""

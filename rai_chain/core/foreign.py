@@ -7,6 +7,7 @@ import torchopt.base
 
 from ..data.checks import write_back
 from ..data.hyper import show
+from ..data.messages import check_function
 from ..data.tree import Leaves, Spec, Tree, flatten, leaves_like, unflatten
 from ..engine.run import Run
 from .link import Link
@@ -102,8 +103,7 @@ class Stateless(TreeLink):
     """One plain function of updates and parameters."""
 
     def __new__(cls, function: Callable[[Tree, Tree], Tree]) -> "Stateless":
-        if not callable(function):
-            raise TypeError(f"`function` must be a function  Got: {function!r}")
+        check_function("function", function, "updates", "params")
         self: Stateless = super().__new__(cls)
         self.function = function
         self.name = getattr(function, "__name__", "stateless").strip("<>_")

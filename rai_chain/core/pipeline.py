@@ -4,7 +4,6 @@ A *link* is one function with a declared scope (see `rai_chain.core.link`); a pi
 links. Both are a `GradientTransformation`.
 """
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
@@ -18,7 +17,7 @@ from ..data.checks import (
     overlaps,
     write_back,
 )
-from ..data.hyper import plain
+from ..data.hyper import Flag, keys_of, plain
 from ..data.messages import refuse_key, told
 from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
 from ..engine.run import Run, State, check_inplace, named_inputs, run_links, runs_plain
@@ -87,21 +86,9 @@ class GradientTransformation(torchopt.base.GradientTransformation):
 
     # ------------------------------------------------------------------ from a name to a value
 
-    def keys(self, reserved: frozenset[str] = frozenset()) -> Keys:
-        """For each link: hyperparameter -> key.
-
-        The key is the bare name where one link reads it, or where several do and `chain` was told
-        that they share it; else ``<link>.<name>``. The qualified key is accepted everywhere.
-
-        Args:
-            reserved: names that somebody else reads.
-        """
-        counts = Counter(name for link in self.links for name in link.values)
-        own = {n for n, count in counts.items() if count == 1 or n in self.shared} - reserved
-        return [
-            {n: n if n in own else f"{name}.{n}" for n in link.values}
-            for name, link in zip(self.names, self.links, strict=True)
-        ]
+    def keys(self) -> Keys:
+        """For each link: hyperparameter -> key, which is qualified where several links have it."""
+        return keys_of(self.names, [link.values for link in self.links], self.shared)
 
     def find(self, mapping: Mapping[str, Any] | None) -> Values:
         """Sort a mapping key -> value by link.
@@ -374,6 +361,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         self, updates: Tree, state: Any, params: Tree, inplace: bool, hyperparams: Any, extra: Any
     ) -> tuple[Leaves, Run, list[State], Values]:
         """Everything that can be refused is refused here, before anything is computed."""
+        if not isinstance(inplace, bool):
+            Flag().check("inplace", inplace)
         leaves, spec = flatten_given(updates)
         check_leaves(leaves, spec, "updates")
         run = Run(spec, None)

@@ -118,7 +118,9 @@ def check_one_device(leaves: Leaves, spec: Spec, what: str, link: Any) -> None:
         )
 
 
-def check_shapes(leaves: Leaves, params: Leaves, spec: Spec, what: str = "updates") -> None:
+def check_shapes(
+    leaves: Leaves, params: Leaves, spec: Spec, what: str = "updates", beside: str = "parameter"
+) -> None:
     """Refuse leaves that differ in shape from the parameters."""
     for i, (leaf, param) in enumerate(zip(leaves, params, strict=True)):
         if leaf is None:
@@ -126,7 +128,7 @@ def check_shapes(leaves: Leaves, params: Leaves, spec: Spec, what: str = "update
         if param is None or leaf.shape != param.shape:
             shape = None if param is None else tuple(param.shape)
             raise ValueError(
-                f"`{name_of(what, spec, i)}` must have the shape of its parameter, {shape}  "
+                f"`{name_of(what, spec, i)}` must have the shape of its {beside}, {shape}  "
                 f"Got: {tuple(leaf.shape)}"
             )
 

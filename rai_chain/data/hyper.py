@@ -3,7 +3,8 @@
 import inspect
 import math
 import typing
-from collections.abc import Callable, Iterable
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Annotated, Any
@@ -224,6 +225,29 @@ def check_number(name: str, value: Any) -> None:
     _ANY.check(name, value)
     if isinstance(value, Tensor) and value.numel() != 1:
         raise ValueError(f"`{name}` must be one number  Got: {told(value)}")
+
+
+def keys_of(
+    names: Iterable[str],
+    rows: Sequence[Iterable[str]],
+    shared: Collection[str],
+    reserved: Collection[str] = (),
+) -> list[dict[str, str]]:
+    """For each link: hyperparameter -> key.
+
+    The key is the bare name where one link reads it, or where several do and share it; else
+    ``<link>.<name>``, which is accepted everywhere.
+
+    Args:
+        names: of the links.
+        rows: the hyperparameters of each.
+        shared: bare keys that several links read together.
+        reserved: bare keys that somebody else reads.
+    """
+    counts = Counter(name for row in rows for name in row)
+    own = {n for n, count in counts.items() if n not in reserved and (count == 1 or n in shared)}
+    pairs = zip(names, rows, strict=True)
+    return [{n: n if n in own else f"{name}.{n}" for n in row} for name, row in pairs]
 
 
 def plain(value: Any) -> Any:

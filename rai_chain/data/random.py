@@ -11,8 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .hyper import Range
 from .messages import told
 
+_SHARE = Range(0.0, 1.0)
 _ODD = -0x61C8864680B583EB  # 2**64 over the golden ratio, as a signed integer
 
 
@@ -51,12 +53,20 @@ def uniform(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch
     Returns:
         A tensor on the device of `key`.
 
+    Raises:
+        TypeError: `key` is no 0-dim int64 tensor, or `shape` no tuple of ints.
+        ValueError: another dtype.
+
     Example:
         >>> uniform(torch.tensor(7), (3,))
         tensor([0.3898, 0.0168, 0.9008])
 
     Source: SplitMix64 (Steele et al. 2014, "Fast splittable pseudorandom number generators").
     """
+    check_key(key)
+    whole = isinstance(shape, (tuple, list)) and all(isinstance(n, int) for n in shape)
+    if not whole and not torch.compiler.is_compiling():
+        raise TypeError(f"`shape` must be a tuple of ints  Got: {shape!r}")
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`dtype` must be torch.float32 or torch.float64  Got: {dtype}")
     bits = 24 if dtype == torch.float32 else 53
@@ -75,6 +85,9 @@ def normal(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch.
 
     Returns:
         A tensor on the device of `key`.
+
+    Raises:
+        TypeError, ValueError: as `uniform`.
 
     Example:
         >>> normal(torch.tensor(7), (3,))
@@ -97,12 +110,17 @@ def bernoulli(key: Tensor, p: float | Tensor, shape: tuple[int, ...] = ()) -> Te
     Returns:
         A bool tensor on the device of `key`.
 
+    Raises:
+        TypeError: as `uniform`, or `p` is neither a number nor a tensor.
+        ValueError: a number outside [0, 1].
+
     Example:
         >>> bernoulli(torch.tensor(7), 0.5, (3,))
         tensor([ True,  True, False])
 
     Source: its definition.
     """
+    _SHARE.check("p", p)
     return uniform(key, shape) < p
 
 
@@ -116,6 +134,12 @@ def mix(x: Tensor) -> Tensor:
 
 def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
+
+
+def check_key(key: Any) -> None:
+    """Refuse a key that is none."""
+    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.ndim:
+        raise TypeError(f"`key` must be a 0-dim int64 tensor  Got: {told(key)}")
 
 
 def check_seed(seed: Any) -> None:

@@ -76,7 +76,7 @@ def to_batch(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
         A tensor of at least two dimensions: a view where the layout allows one, else a copy.
 
     Raises:
-        TypeError: `param_ndim` is neither an int nor None.
+        TypeError: `tensor` is none, or `param_ndim` neither an int nor None.
         ValueError: abs(param_ndim) > tensor.ndim.
 
     Example:
@@ -87,6 +87,8 @@ def to_batch(tensor: Tensor, param_ndim: int | None = -1) -> Tensor:
 
     Source: the reshaping described for `param_ndim` in the documentation of rai-toolbox.
     """
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"`tensor` must be a tensor  Got: {tensor!r}")
     if isinstance(param_ndim, str):
         raise TypeError(f"`param_ndim` must be an int or None for one tensor  Got: {param_ndim!r}")
     check_param_ndim(param_ndim, tensor)

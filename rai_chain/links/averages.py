@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise
-from ..data.hyper import Bool, Decay
+from ..data.checks import check_leaves, check_shapes
+from ..data.hyper import Bool, Decay, Range
 from ..data.tree import Tree, flatten, leaves_like, unflatten
 from .memory import average, weight, wide, zeros
 
@@ -110,7 +111,8 @@ def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> 
         step_size: part of the way, a number or a 0-dim tensor.
 
     Raises:
-        ValueError: trees of two structures.
+        TypeError: a leaf is no floating tensor.
+        ValueError: trees of two structures, or leaves of two shapes.
 
     Example:
         >>> import torch
@@ -121,6 +123,7 @@ def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> 
     Source: the function of the same name in optax; target networks (Lillicrap et al. 2016,
     arXiv 1509.02971).
     """
+    Range().check("step_size", step_size)
     return _both(
         lambda new, old: average(wide(old), wide(new), 1 - step_size), new_tensors, old_tensors
     )
@@ -136,7 +139,8 @@ def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_per
         update_period: an integer >= 1.
 
     Raises:
-        ValueError: trees of two structures.
+        TypeError: a leaf is no floating tensor.
+        ValueError: trees of two structures, leaves of two shapes, or `update_period` below 1.
 
     Example:
         >>> import torch
@@ -147,6 +151,7 @@ def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_per
     Source: the function of the same name in optax; target networks (Mnih et al. 2015,
     "Human-level control through deep reinforcement learning").
     """
+    Range(1, whole=True).check("update_period", update_period)
     due = steps % update_period == 0
     return _both(
         lambda new, old: torch.where(torch.as_tensor(due, device=old.device), new, old),
@@ -158,5 +163,8 @@ def periodic_update(new_tensors: Tree, old_tensors: Tree, steps: Any, update_per
 def _both(function: Callable[[Tensor, Tensor], Tensor], new: Tree, old: Tree) -> Tree:
     leaves, spec = flatten(old)
     others = leaves_like(new, spec, "new_tensors", "`old_tensors`")
+    check_leaves(leaves, spec, "old_tensors")
+    check_leaves(others, spec, "new_tensors")
+    check_shapes(others, leaves, spec, "new_tensors", "old one")
     pairs = zip(others, leaves, strict=True)
     return unflatten([b if a is None else function(a, b).to(b.dtype) for a, b in pairs], spec)

@@ -52,8 +52,11 @@ class join_schedules(Schedule):
     boundaries: Sequence[int]
 
     def __post_init__(self) -> None:
-        if not self.schedules or not all(map(callable, self.schedules)):
-            raise TypeError(f"`schedules` must hold functions of the step  Got: {self.schedules!r}")
+        parts: Any = self.schedules
+        if not isinstance(parts, Sequence) or not parts or not all(map(callable, parts)):
+            raise TypeError(f"`schedules` must hold functions of the step  Got: {parts!r}")
+        if not isinstance(self.boundaries, Sequence):
+            raise TypeError(f"`boundaries` must hold steps  Got: {self.boundaries!r}")
         numbers = [b for b in self.boundaries if not isinstance(b, Tensor)]
         for boundary in numbers:
             check_value("boundaries", boundary, Range(0))
@@ -327,7 +330,7 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Schedule:
             least; each is `decay_steps` long.
 
     Raises:
-        TypeError: a cycle lacks an argument.
+        TypeError: there is no cycle, or one lacks an argument.
         ValueError: a value outside its range.
 
     Example:
@@ -338,6 +341,10 @@ def sgdr_schedule(cosine_kwargs: Sequence[Mapping[str, Any]]) -> Schedule:
 
     Source: SGDR (Loshchilov and Hutter 2017, arXiv 1608.03983); optax's of the same name.
     """
+    given: Any = cosine_kwargs
+    maps = isinstance(given, Sequence) and all(isinstance(one, Mapping) for one in given)
+    if not maps or not given:
+        raise TypeError(f"`cosine_kwargs` must hold dicts of arguments  Got: {given!r}")
     cycles = [warmup_cosine_decay_schedule(**kwargs) for kwargs in cosine_kwargs]
     ends = [sum(cycle.decay_steps for cycle in cycles[:i]) for i in range(1, len(cycles))]
     return join_schedules(cycles, ends)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..core.wrapper import Wrapper
+from ..data.checks import check_leaves
 from ..data.hyper import Range
 from ..data.messages import check_function, told
 from ..data.tree import Leaves, Spec, Tree, flatten, unflatten
@@ -106,6 +107,12 @@ def records(state: State) -> dict[str, Tensor]:
     return found
 
 
+def _tensors(tree: Tree) -> list[Tensor]:
+    leaves, spec = flatten(tree)
+    check_leaves(leaves, spec, "tree")
+    return [leaf for leaf in leaves if leaf is not None]
+
+
 def global_norm(tree: Tree) -> Tensor:
     """The Euclidean norm of all elements of a tree, 0-dim float32 or float64.
 
@@ -116,7 +123,7 @@ def global_norm(tree: Tree) -> Tensor:
 
     Source: the function of the same name in optax.
     """
-    leaves = [leaf for leaf in flatten(tree)[0] if leaf is not None]
+    leaves = _tensors(tree)
     if not leaves:
         return torch.zeros((), dtype=torch.float32, device="cpu")
     norms = torch.cat([row_norm(leaf.reshape(1, -1), 2) for leaf in leaves], 1)
@@ -134,7 +141,7 @@ def sparsity(tree: Tree) -> Tensor:
 
     Source: its definition.
     """
-    leaves = [leaf for leaf in flatten(tree)[0] if leaf is not None]
+    leaves = _tensors(tree)
     if not leaves:
         return torch.zeros((), dtype=torch.float32, device="cpu")
     zero = torch.stack([(leaf == 0).sum() for leaf in leaves]).sum()

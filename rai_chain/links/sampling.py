@@ -8,8 +8,7 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise
 from ..core.link import Factory
 from ..data.hyper import NonNegative, Number, Optional, RowNonNegative
-from ..data.messages import told
-from ..data.random import bernoulli, leaf_key, normal, uniform
+from ..data.random import bernoulli, check_key, leaf_key, normal, uniform
 from ..kernels import sets
 from .transforms import check_interval, clamped
 
@@ -127,8 +126,7 @@ def _draw(
     *args: Any,
     **row: Any,
 ) -> Tensor:
-    if not isinstance(key, Tensor) or key.dtype != torch.int64 or key.ndim:
-        raise TypeError(f"`key` must be a 0-dim int64 tensor  Got: {told(key)}")
+    check_key(key)
     zeros = torch.zeros(shape, dtype=dtype, device=key.device)
     link = factory(*args, seed=key, **row)
     drawn: Tensor = link.update(zeros, link.init(zeros))[0]

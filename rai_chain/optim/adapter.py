@@ -153,7 +153,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             self._running = [hooks_of(self)]
             self._pipeline = lay(self._running, scheduled=scheduled)
             self._default(self._pipeline)
-        self._pipeline.label, self._pipeline.inner = self._label, type(self.inner_opt)
+        self._pipeline.label = self._label
         self._pipeline.numbers = numbers
         if isinstance(self.inner_opt, Binding):
             self.inner_opt._pipeline.known = None  # it cannot know the keys of what is around it

@@ -10,8 +10,7 @@ from torch import Tensor
 
 from ..core.link import Link
 from ..core.pipeline import Values
-from ..data.checks import check_single
-from ..data.hyper import REQUIRED, has_schedule, plain
+from ..data.hyper import REQUIRED, check_number, has_schedule, plain
 from ..data.messages import refuse_key
 from ..data.rows import check_param_ndim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
@@ -20,6 +19,8 @@ from ..engine.run import Phase, Run, State
 from .layout import Pipeline, Scheduled
 from .params import check_group, check_params
 from .states import ENDED, STATES, Group, Keeper
+
+_NUMBERS = (int, float, bool)
 
 
 @dataclass
@@ -71,7 +72,10 @@ class Bound:
             if group.get(key, REQUIRED) is not value:
                 return False
         for key in self.pipeline.numbers:
-            if isinstance(group.get(key), Tensor) and group[key].numel() != 1:
+            value = group.get(key, 0)
+            if type(value) not in _NUMBERS and (
+                not isinstance(value, Tensor) or value.numel() != 1
+            ):
                 return False
         params = group["params"]
         return len(params) == len(self.params) and all(map(is_, params, self.params))
@@ -94,7 +98,9 @@ class Bound:
         for key in sorted(pipeline.refused & group.keys()):
             refuse_key(key, [*pipeline.keys, pipeline.beside], "this optimizer")
         group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
-        check_single(pipeline.inner, {k: group[k] for k in pipeline.numbers if k in group})
+        for key in pipeline.numbers:  # of torch's optimizer, which takes them as they are
+            if type(group.get(key, 0)) not in _NUMBERS:
+                check_number(key, group[key])
         same = new._read_tensors(group, self)
         for own in pipeline.keys:
             for name, key in own.items():

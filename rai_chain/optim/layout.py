@@ -1,7 +1,6 @@
 """The links of an optimizer in order, with the param-group keys that they read."""
 
 import warnings
-from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -12,7 +11,7 @@ from torch import Tensor
 from ..core.chain import link_names
 from ..core.link import Link
 from ..core.pipeline import Keys, Values
-from ..data.hyper import REQUIRED, check_number, evaluated, has_schedule
+from ..data.hyper import REQUIRED, check_number, evaluated, has_schedule, keys_of
 from ..data.messages import meant
 from ..data.tree import Leaves, flatten, map_leaves
 from ..engine.run import Phase, Run, State
@@ -106,7 +105,6 @@ class Pipeline:
     known: frozenset[str] | None = None  # all keys that mean something; None for any
     label: str = ""  # of the optimizer, in messages
     warned: set[Any] = field(default_factory=set)
-    inner: type = object  # the class of the inner optimizer
     numbers: tuple[str, ...] = ()  # the keys under which that takes one number
 
     def warn(self, key: str, always: bool = False) -> None:
@@ -181,29 +179,25 @@ def lay_out(
     steps = {k.rpartition(".")[2]: k for k in step_keys}
     beside = {n: k for n, k in steps.items() if k == step_keys[k]}
     reserved = inner_keys - shared.intersection(steps) | OWN if qualify else frozenset()
-    counts = Counter([*beside, *(n for entry in entries for n in entry.names)])
-    bare = {n for n, count in counts.items() if count == 1 or n in shared or not qualify} - reserved
-    pipeline = Pipeline(beside=beside, aliases=dict(step_keys))
-    rows = list(zip(entries, names, strict=True))
-    for entry, name in [row for row in rows if row[0].link.phase != "parameter"]:
-        _add(pipeline, entry, name, bare)
+    own = [entry.names for entry in entries]
+    read = frozenset(n for row in own for n in row)
+    keys = keys_of([*names, ""], [*own, beside], shared if qualify else read, reserved)
+    rows = list(zip(entries, names, keys, strict=False))
+    bare = {f"{name}.{n}": n for _, name, row in rows for n, key in row.items() if n == key}
+    pipeline = Pipeline(beside=beside, aliases={**bare, **step_keys})
+    for entry, name, row in rows:
+        if entry.link.phase != "parameter":
+            pipeline.add(entry.link, name, row)
     pipeline.add(scale_bias(), SCALE_BIAS, {n: n for n in NEUTRAL})
     if scheduled:
         pipeline.add(Scheduled(scheduled), SCHEDULED, {n: n for n in scheduled})
-    for entry, name in rows:
+    for entry, name, row in rows:
         if entry.also is not None or entry.link.phase == "parameter":
-            _add(pipeline, entry._replace(link=entry.also or entry.link), name, bare)
+            pipeline.add(entry.also or entry.link, name, row)
+    seen = frozenset(key for row in pipeline.keys for key in row.values())
     if qualify:
-        keys = {key for own in pipeline.keys for key in own.values()}
-        pipeline.refused = frozenset(counts) - reserved - keys
+        pipeline.refused = read - reserved - seen
     if all(entry.also is None for entry in entries):
-        keys = {key for own in pipeline.keys for key in own.values()}
-        keys |= pipeline.aliases.keys() | pipeline.refused
-        pipeline.known = frozenset(keys | inner_keys | OWN | _TORCHS)
+        known = seen | pipeline.aliases.keys() | pipeline.refused
+        pipeline.known = known | inner_keys | OWN | _TORCHS
     return pipeline
-
-
-def _add(pipeline: Pipeline, entry: Entry, name: str, bare: set[str]) -> None:
-    own = {n: n if n in bare else f"{name}.{n}" for n in entry.names}
-    pipeline.add(entry.link, name, own)
-    pipeline.aliases |= {f"{name}.{n}": n for n in entry.names if n in bare}

@@ -327,7 +327,7 @@ def test_in_the_optimizer_it_is_the_value_of_each_step() -> None:
         (
             lambda: sgdr_schedule([]),
             TypeError,
-            "`schedules` must hold functions of the step  Got: []",
+            "`cosine_kwargs` must hold dicts of arguments  Got: []",
         ),
         (
             lambda: join_schedules([], []),

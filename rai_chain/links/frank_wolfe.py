@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise
 from ..data.hyper import Bool, NonNegative, Number, RowFraction, RowNonNegative
 from ..kernels import sets, signs
+from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
 from .transforms import TINY, most_kept, normalize, sign, top_q
 
@@ -97,7 +98,9 @@ def l2_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return sets.l2_ball(_descent(normalize.function(rows, 2, 0.0), epsilon), epsilon)
+    norm = row_norm(rows, 2)
+    step = rescale(rows, torch.where(norm == 0.0, 1.0, norm), -epsilon)
+    return sets.l2_ball(step, epsilon, out=step)
 
 
 @elementwise

@@ -6,6 +6,7 @@ import re
 import time
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from .candidates import FLOOR
 from .memory import measure_apart
 from .picture import draw
 from .report import MEGABYTE, Figure, Result, machine, summary, table, write_json
+from .scaling import scaling_works
 from .timing import (
     FULL,
     QUICK,
@@ -51,6 +53,7 @@ def _time(work: Work, effort: Effort, quick: bool, result: Result) -> None:
             candidates[name] = build()
         except NotAvailableError as reason:
             result.missing[name] = f"not available: {reason}"
+    effort = replace(effort, seconds=effort.seconds * work.seconds)
     samples = measure(candidates, effort, on_cuda if work.device == "cuda" else on_cpu)
     for name, times in samples.items():
         result.seconds[name] = spread([t for t in times if t is not None])
@@ -103,7 +106,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     warnings.filterwarnings("ignore", message="TypedStorage is deprecated")  # rai-toolbox
     start = time.perf_counter()
     about = {**machine(), "quick": options.quick}
-    works = [w for w in all_works() if re.search(options.only, w.name, re.IGNORECASE)]
+    every = [*all_works(), *scaling_works()]
+    works = [w for w in every if re.search(options.only, w.name, re.IGNORECASE)]
     results = []
     progress = tqdm(works, unit="work", dynamic_ncols=True)
     for work in progress:

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import SGD
+from torch.optim import SGD, AdamW
 
 import rai_chain as rc
 
@@ -19,9 +19,10 @@ Builders = dict[str, Callable[[], Candidate]]  # name -> what makes it: only wha
 
 OURS, FUSED, COMPILED = "rai_chain", "rai_chain, fused", "rai_chain, compiled"
 RAI, RAI_FUSED = "rai-toolbox", "rai-toolbox, fused"
-SGD_PLAIN, SGD_FUSED = "torch SGD", "torch SGD, fused"
+PLAIN, PLAIN_FUSED = "torch optimizer", "torch optimizer, fused"
 TORCHOPT, FLOOR, FOREACH = "TorchOpt", "floor", "torch _foreach_mul"
-SORT, TOPK = "torch sort", "torch topk"
+HAND, FOOLBOX, TOPK, CLIP = "by hand", "foolbox", "torch topk", "torch clip_grad_norm_"
+OPTIMIZER, BATCHED, TWO = "rai_chain, optimizer", "rai_chain, batched", "rai_chain, two threads"
 SCALE, BIAS = 0.5, 0.01
 
 
@@ -35,7 +36,7 @@ def floor(tensors: Sequence[Tensor], prepare: Callable[[], object] | None = None
     return Candidate(run, prepare)
 
 
-def _peer() -> ModuleType:
+def peer() -> ModuleType:
     try:
         import rai_toolbox.optim
     except ImportError as missing:
@@ -62,7 +63,7 @@ def top_q_builders(
     param_ndim: int | None = -1,
     dtype: torch.dtype = torch.float32,
     data: Callable[[Tensor], Tensor] | None = None,
-    peer: str | None = None,
+    peers: Sequence[str] = (),
     device: str = "cpu",
 ) -> Builders:
     """In-place top-q by the optimizers' own method; the gradients are restored before each call."""
@@ -89,13 +90,24 @@ def top_q_builders(
             kept = rows.abs().topk(k, dim=1, sorted=False).indices
             rows.copy_(torch.zeros_like(rows).scatter_(1, kept, rows.gather(1, kept)))
 
+    def twice() -> Candidate:
+        one = optimizer(lambda: rc.optim)
+
+        def run() -> None:
+            torch.set_num_threads(2)
+            one.run()
+            torch.set_num_threads(1)
+
+        return Candidate(run, restore)
+
     builders = {
         FLOOR: lambda: floor(grads, restore),
         OURS: lambda: optimizer(lambda: rc.optim),
-        RAI: lambda: optimizer(_peer),
+        RAI: lambda: optimizer(peer),
         TOPK: lambda: Candidate(topk, restore),
+        TWO: twice,
     }
-    return {name: builders[name] for name in (FLOOR, OURS, peer) if name}
+    return {name: builders[name] for name in (FLOOR, OURS, *peers)}
 
 
 def top_q_is_exact(shapes: Sequence[Shape], *, q: float, data: Callable[[Tensor], Tensor]) -> bool:
@@ -115,29 +127,41 @@ def top_q_is_exact(shapes: Sequence[Shape], *, q: float, data: Callable[[Tensor]
 
 
 FEW_ENOUGH_TO_COMPILE = 500  # tensors
+SETTINGS: dict[Any, dict[str, Any]] = {
+    "SGD": {"kind": SGD, "lr": 1e-4},
+    "SGD with momentum": {"kind": SGD, "lr": 1e-4, "momentum": 0.9},
+    "AdamW": {"kind": AdamW, "lr": 1e-6},
+}
 
 
-def optimizer_builders(shapes: Sequence[Shape], *, momentum: float = 0.9) -> Builders:
-    """Clamp, scale, bias, SGD: the same tensors for all, the momentum each one's own.
+def optimizer_builders(shapes: Sequence[Shape], *, inner: str) -> Builders:
+    """Clamp, scale, bias, and a torch optimizer: the same tensors for all, the moments each one's.
 
     Gradients need not be restored: transformed again and again they stay ordinary numbers.
     """
     params = [p.requires_grad_() for p in normal(shapes)]
     for p, g in zip(params, normal(shapes, seed=1), strict=True):
         p.grad = g
-    return step_builders(params, momentum=momentum)
+    return step_builders(params, inner=inner)
 
 
-def step_builders(params: list[Tensor], *, momentum: float) -> Builders:
+def step_builders(params: list[Tensor], *, inner: str) -> Builders:
     """The same on parameters that have gradients."""
     grads = [p.grad for p in params if p.grad is not None]
-    settings: dict[str, Any] = {"lr": 1e-4, "momentum": momentum}
+    settings = dict(SETTINGS[inner])
+    kind = settings.pop("kind")
 
     def chained(module: Callable[[], ModuleType], **options: Any) -> Candidate:
         lib = module()
         clamped = partial(lib.ClampedGradientOptimizer, clamp_min=-1.0, clamp_max=1.0)
         optimizer = lib.ChainedParamTransformingOptimizer(
-            clamped, params=params, grad_scale=SCALE, grad_bias=BIAS, **settings, **options
+            clamped,
+            params=params,
+            InnerOpt=kind,
+            grad_scale=SCALE,
+            grad_bias=BIAS,
+            **settings,
+            **options,
         )
         return Candidate(optimizer.step)
 
@@ -149,19 +173,59 @@ def step_builders(params: list[Tensor], *, momentum: float) -> Builders:
         candidate = tried(chained(lambda: rc.optim, compile=True))  # the first step is eager
         return tried(candidate)
 
-    def sgd(**options: Any) -> Candidate:
-        return Candidate(SGD(params, **settings, **options).step)
+    def plain(**options: Any) -> Candidate:
+        return Candidate(kind(params, **settings, **options).step)
 
     return {
         FLOOR: lambda: floor(grads),
-        SGD_PLAIN: sgd,
-        SGD_FUSED: lambda: sgd(fused=True),
+        PLAIN: plain,
+        PLAIN_FUSED: lambda: plain(fused=True),
         OURS: lambda: chained(lambda: rc.optim),
         FUSED: lambda: chained(lambda: rc.optim, fused=True),
         COMPILED: compiled,
-        RAI: lambda: chained(_peer),
-        RAI_FUSED: lambda: chained(_peer, fused=True),
-        TORCHOPT: lambda: torchopt_step(params, grads, settings),
+        RAI: lambda: chained(peer),
+        RAI_FUSED: lambda: chained(peer, fused=True),
+        **({} if kind is AdamW else {TORCHOPT: lambda: torchopt_step(params, grads, settings)}),
+    }
+
+
+def group_builders(shapes: Sequence[Shape], *, groups: int, construct: bool) -> Builders:
+    """The parameters in so many param groups: making the optimizer, or its step."""
+    params = [p.requires_grad_() for p in normal(shapes)]
+    for p, g in zip(params, normal(shapes, seed=1), strict=True):
+        p.grad = g
+
+    def split() -> list[dict[str, Any]]:
+        return [{"params": params[i::groups]} for i in range(min(groups, len(params)))]
+
+    def timed(make: Callable[[], Any]) -> Candidate:
+        return Candidate(make if construct else make().step)
+
+    ours = partial(rc.optim.ChainedParamTransformingOptimizer, *_three(), lr=1e-4)
+    return {
+        FLOOR: lambda: floor([p.grad for p in params if p.grad is not None]),
+        PLAIN: lambda: timed(lambda: SGD(split(), lr=1e-4)),
+        OURS: lambda: timed(lambda: ours(params=split())),
+    }
+
+
+def clip_builders(shapes: Sequence[Shape]) -> Builders:
+    """One factor for all gradients, in place; restored before each call."""
+    masters = normal(shapes)
+    params = [torch.zeros_like(x, requires_grad=True) for x in masters]
+    grads = [x.clone() for x in masters]
+    for p, g in zip(params, grads, strict=True):
+        p.grad = g
+    tx = rc.clip_by_global_norm(1.0)
+    state = tx.init(grads)
+
+    def restore() -> None:
+        torch._foreach_copy_(grads, masters)
+
+    return {
+        FLOOR: lambda: floor(grads, restore),
+        CLIP: lambda: Candidate(lambda: torch.nn.utils.clip_grad_norm_(params, 1.0), restore),
+        OURS: lambda: Candidate(lambda: tx.update(grads, state, inplace=True), restore),
     }
 
 
@@ -207,51 +271,41 @@ def torchopt_step(params: list[Tensor], grads: list[Tensor], settings: dict[str,
 # ------------------------------------------------------------------ the pure home
 
 
-def pure_builders(shapes: Sequence[Shape]) -> Builders:
-    grads = normal(shapes)
+def _three() -> tuple[rc.GradientTransformation, ...]:
+    return rc.clamp(-1.0, 1.0), rc.scale(SCALE), rc.bias(BIAS)
+
+
+def pure_builders(shapes: Sequence[Shape], *, links: int = 3) -> Builders:
+    """A pure step through so many links of clamp, scale and bias."""
+    params = {f"{i:03}": p for i, p in enumerate(normal(shapes))}
+    grads = {f"{i:03}": g for i, g in enumerate(normal(shapes, seed=1))}
+
+    def row(three: Sequence[Any]) -> list[Any]:
+        return (list(three) * links)[:links]
 
     def ours(compiled: bool = False) -> Candidate:
-        tx = rc.chain(rc.clamp(-1.0, 1.0), rc.scale(SCALE), rc.bias(BIAS))
-        if compiled:
-            if not hasattr(tx, "compile"):
-                raise NotAvailableError("tx.compile()")
-            tx = tx.compile()
-        state = tx.init(grads)
-        candidate = Candidate(lambda: tx.update(grads, state))
+        tx = rc.chain(*row(_three()))
+        tx = tx.compile() if compiled else tx
+        state = tx.init(params)
+        candidate = Candidate(lambda: tx.step(params, grads, state)[0])
         return tried(candidate) if compiled else candidate
 
     def torchopt() -> Candidate:
         import torchopt
 
-        tx = torchopt.chain(*torchopt_links())
-        state = tx.init(grads)
-        return Candidate(lambda: tx.update(grads, state, inplace=False))
+        tx = torchopt.chain(*row(torchopt_links()))
+        state = tx.init(params)
+
+        def run() -> Any:
+            updates, _ = tx.update(grads, state, params=params, inplace=False)
+            return torchopt.apply_updates(params, updates, inplace=False)
+
+        return Candidate(run)
 
     return {
-        FLOOR: lambda: floor(grads),
-        FOREACH: lambda: Candidate(lambda: torch._foreach_mul(grads, 1.0)),
+        FLOOR: lambda: floor(list(grads.values())),
+        FOREACH: lambda: Candidate(lambda: torch._foreach_mul(list(grads.values()), 1.0)),
         OURS: ours,
         COMPILED: lambda: ours(compiled=True),
         TORCHOPT: torchopt,
-    }
-
-
-def l1_ball_builders(shapes: Sequence[Shape], *, part: float) -> Builders:
-    """The projection of normal rows onto the L1 ball whose radius is a part of their norm."""
-    (rows,) = normal(shapes)
-    radius = part * float(rows.abs().sum(1).mean())
-
-    def by_sorting() -> Tensor:
-        size = rows.abs()
-        ordered = size.sort(dim=1, descending=True).values
-        rank = torch.arange(1, rows.shape[1] + 1)
-        thetas = (ordered.cumsum(1) - radius) / rank
-        count = (ordered > thetas).sum(1, keepdim=True)
-        theta = thetas.gather(1, count - 1).clamp(min=0.0)
-        return rows.sign() * (size - theta).clamp(min=0.0)
-
-    return {
-        FLOOR: lambda: floor([rows]),
-        OURS: lambda: Candidate(lambda: rc.project_l1_ball(rows, radius)),
-        SORT: lambda: Candidate(by_sorting),
     }

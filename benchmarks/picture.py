@@ -1,6 +1,6 @@
 """The pictures: bars for each work, peers side by side, the floor as a line."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -12,32 +12,44 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.patheffects import Normal, Stroke
 
+from .attacks import CLASSES
 from .candidates import (
+    BATCHED,
+    CLIP,
     COMPILED,
+    FLOOR,
+    FOOLBOX,
     FOREACH,
     FUSED,
+    HAND,
+    OPTIMIZER,
     OURS,
+    PLAIN,
+    PLAIN_FUSED,
     RAI,
     RAI_FUSED,
-    SGD_FUSED,
-    SGD_PLAIN,
-    SORT,
     TOPK,
     TORCHOPT,
+    TWO,
 )
 from .report import Result, number, summary
 from .tensors import HARD
 from .timing import Spread
 
 COLORS = {
-    SGD_PLAIN: "#8c8c8c",
-    SGD_FUSED: "#c4c4c4",
+    HAND: "#8c8c8c",
+    PLAIN: "#8c8c8c",
+    PLAIN_FUSED: "#c4c4c4",
     FOREACH: "#5f5f5f",
-    SORT: "#8c8c8c",
     TOPK: "#8c8c8c",
+    CLIP: "#8c8c8c",
+    BATCHED: "#8c8c8c",
     OURS: "#0b5fa5",
+    OPTIMIZER: "#5aa2dc",
     FUSED: "#5aa2dc",
+    TWO: "#5aa2dc",
     COMPILED: "#a8d3f2",
+    FOOLBOX: "#b5477e",
     RAI: "#d9731a",
     RAI_FUSED: "#f3b27a",
     TORCHOPT: "#4f9d69",
@@ -46,10 +58,14 @@ FLOOR_COLOR = "#c0392b"
 SHORT = {
     "CUDA top-q ": "",
     "top-q ": "",
-    "L1-ball projection ": "",
-    "clamp, scale, bias, SGD with momentum: ": "step with momentum\n",
-    "clamp, scale, bias, SGD: ": "step\n",
-    "pure update of three links: ": "pure update\n",
+    "attack step ": "",
+    " ball of (128, 3072)": "\nball",
+    " of (128, 3072)": "",
+    "clamp, scale, bias, SGD with momentum: ": "SGD\n",
+    "clamp, scale, bias, SGD: ": "SGD\n",
+    "clamp, scale, bias, AdamW: ": "AdamW\n",
+    "pure step of a dict of 20 of 10, three links": "a dict of 20",
+    "pure step of ": "",
 }
 
 
@@ -59,35 +75,46 @@ class Panel:
 
     title: str
     results: Sequence[Result]
+    shown: Collection[str] = frozenset()  # candidates; all where it is empty
     memory: bool = False
     log: bool = True
 
 
 def draw(results: Sequence[Result], about: dict[str, Any], folder: Path) -> list[Path]:
-    """Write `results.png` (speed) and `results_more.png` (the rest); returns what was written."""
-    cuda = [r for r in results if r.work.startswith("CUDA")]
+    """Write the pictures of what there is; returns their paths.
+
+    `results.png` has what a user does, ours and peers; `results_more.png` all else;
+    `scaling.png` how times grow.
+    """
     hard = [r for r in results if any(name in r.work for name in HARD)]
     topq = [r for r in results if r.work.startswith("top-q") and r not in hard]
-    steps = [r for r in results if r.work.startswith(("clamp", "pure"))]
-    balls = [r for r in results if r.work.startswith("L1")]
-    memory = [r for r in results if r.megabytes]
+    steps = [r for r in results if r.work.startswith("clamp")]
+    named = {kind: [r for r in results if r.work.startswith(kind)] for kind in ("attack", "pure")}
+    balls = [r for r in results if "(128, 3072)" in r.work or "vmap" in r.work]
+    classes = [r for r in results if r.work in CLASSES]
+    shown = {OURS, FUSED, RAI_FUSED, PLAIN_FUSED, TORCHOPT}
+    lead = {"q = 0.9"}
     pages = {
         "results.png": [
-            [Panel("Top-q in place; below the bars: q, the fraction dropped", topq)],
-            [
-                Panel(
-                    "A step of clamp, scale, bias, SGD; and the pure update of the three links",
-                    steps,
-                )
-            ],
+            [Panel("One step of an attack, between two gradients", named["attack"])],
+            [Panel("Keep the largest tenth of a gradient", [r for r in topq if r.case in lead])],
+            [Panel("A training step of clamp, scale, bias and the optimizer", steps, shown)],
         ],
         "results_more.png": [
+            [Panel("Top-q in place; below the bars: q, the fraction dropped", topq)],
             [Panel("Top-q in place of (1, 1e6) on data that defeats quickselect", hard, log=False)],
+            [Panel("Classes of rai-toolbox; below: images a batch", classes)],
             [
-                Panel("Projection onto the L1 ball; radius over norm", balls),
-                Panel("Memory that a call takes beside its tensors", memory, memory=True),
+                Panel("Projections, and SLIDE's step under vmap", balls),
+                Panel("A pure step on ten elements; below: links", named["pure"]),
             ],
-            [Panel("Top-q in place on the GPU", cuda)],
+            [
+                Panel("A training step, all ways", steps),
+                Panel(
+                    "Memory beside the tensors", [r for r in results if r.megabytes], memory=True
+                ),
+            ],
+            [Panel("Top-q in place on the GPU", [r for r in results if r.work.startswith("CUDA")])],
         ],
     }
     written = []
@@ -96,7 +123,29 @@ def draw(results: Sequence[Result], about: dict[str, Any], folder: Path) -> list
         if rows:
             written.append(folder / name)
             _page(rows, about, written[-1])
+    if curves := [r for r in results if r.work.startswith("scaling")]:
+        written.append(folder / "scaling.png")
+        _scaling(curves, about, written[-1])
     return written
+
+
+def _scaling(results: Sequence[Result], about: dict[str, Any], path: Path) -> None:
+    """A curve for each candidate: seconds against the size, both logarithmic."""
+    works = [(work, list(group)) for work, group in groupby(results, key=lambda r: r.work)]
+    figure = Figure(figsize=(13, 3.9), layout="constrained")
+    grid = figure.subplots(1, len(works), squeeze=False)[0]
+    for axes, (work, cases) in zip(grid, works, strict=True):
+        for name in [n for n in (FLOOR, *COLORS) if n in cases[0].seconds]:
+            points = [(float(r.case), r.seconds[name].median) for r in cases if name in r.seconds]
+            color = COLORS.get(name, FLOOR_COLOR)
+            axes.plot(*zip(*points, strict=True), color=color, marker="o", ms=3, label=name)
+        axes.set(xscale="log", yscale="log", title=work.removeprefix("scaling: "))
+        axes.grid(color="#dddddd", lw=0.6)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(fontsize=8, frameon=False)
+    grid[0].set_ylabel("seconds")
+    figure.supxlabel(summary(about), fontsize=8, color="#555555")
+    figure.savefig(path, dpi=110)
 
 
 def _page(rows: list[list[Panel]], about: dict[str, Any], path: Path) -> None:
@@ -118,6 +167,7 @@ def _panel(axes: Axes, panel: Panel) -> None:
         start, cases = x, list(group)
         for result in cases:
             values, goals = _heights(result, panel.memory)
+            values = {n: v for n, v in values.items() if not panel.shown or n in panel.shown}
             for i, (name, value) in enumerate(values.items()):
                 numbered = len(panel.results) < 12
                 _bar(axes, x + i, COLORS[name], value, goals.get(name), numbered=numbered)

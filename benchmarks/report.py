@@ -96,8 +96,7 @@ def table(results: Iterable[Result]) -> str:
     ]
     for work, group in groupby(results, key=lambda r: r.work):
         rows = list(group)
-        cases = " / ".join(re.sub(r"^[^0-9]*([\d.]+).*", r"\1", r.case) for r in rows)
-        kind = rows[0].case.replace(re.sub(r"[^\d.]", "", rows[0].case), cases)
+        kind = _cases([r.case for r in rows])
         label = f"{work}; {kind}" if rows[0].case else work
         names = dict.fromkeys(f.name for r in rows for f in r.figures)
         for name in names:
@@ -105,6 +104,14 @@ def table(results: Iterable[Result]) -> str:
             lines.append(_line(label, found, rows if name == "F" else ()))
             label = ""
     return "\n".join(lines)
+
+
+def _cases(cases: Sequence[str]) -> str:
+    """Cases side by side: what is alike in all stands once."""
+    stems = {re.sub(r"[\d.]+", "{}", case, count=1) for case in cases}
+    if len(stems) > 1 or "{}" not in (stem := stems.pop()):
+        return " / ".join(cases)
+    return stem.format(" / ".join(re.findall(r"[\d.]+", case)[0] for case in cases))
 
 
 def _line(label: str, figures: Sequence[Figure], checked: Sequence[Result]) -> str:

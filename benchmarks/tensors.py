@@ -28,9 +28,27 @@ def resnet50() -> tuple[Shape, ...]:
     return (*shapes, (1000, into), (1000,))
 
 
+def transformer(layers: int = 4, width: int = 512) -> tuple[Shape, ...]:
+    """The shapes of a transformer's layers (Vaswani et al. 2017, arXiv 1706.03762)."""
+    layer: tuple[Shape, ...] = (
+        *((3 * width, width), (3 * width,)),
+        *((width, width), (width,)),
+        *((4 * width, width), (4 * width,)),
+        *((width, 4 * width), (width,)),
+        *((width,), (width,)),  # of a layer norm
+    )
+    return layer * layers
+
+
 RESNET50 = resnet50()
+TRANSFORMER = transformer()
+MLP: tuple[Shape, ...] = ((512, 784), (512,), (512, 512), (512,), (10, 512), (10,))
+IMAGES: dict[str, tuple[Shape, ...]] = {
+    "200 images of 8x8": ((200, 1, 8, 8),),
+    "128 of 3x32x32": ((128, 3, 32, 32),),
+    "8 of 3x224x224": ((8, 3, 224, 224),),
+}
 MILLION: tuple[Shape, ...] = ((1, 1_000_000),)
-HUNDRED_MILLION: tuple[Shape, ...] = ((100_000_000,),)
 THOUSAND: tuple[Shape, ...] = ((100,),) * 1000
 TEN: tuple[Shape, ...] = ((10,),)
 
@@ -64,4 +82,6 @@ HARD: dict[str, Callable[[Tensor], Tensor]] = {
     "constant": lambda x: x.fill_(1.5),
     "plus and minus 1": lambda x: x.sign_(),
     "10% NaN": lambda x: _with_zeros(x, 0.1, torch.nan),
+    "denormal": lambda x: x.mul_(1e-40),
+    "one bfloat16 key": lambda x: x.abs_().mul_(1e-4).add_(1.0),
 }

@@ -7,27 +7,33 @@ from typing import Any
 
 import torch
 
+from .attacks import CLASSES, EPSILON, attack_builders, ball_builders, class_builders, vmap_builders
 from .candidates import (
+    BATCHED,
+    CLIP,
     COMPILED,
     FLOOR,
-    FOREACH,
+    FOOLBOX,
     FUSED,
+    HAND,
+    OPTIMIZER,
     OURS,
+    PLAIN,
+    PLAIN_FUSED,
     RAI,
     RAI_FUSED,
-    SGD_FUSED,
-    SGD_PLAIN,
-    SORT,
     TOPK,
     TORCHOPT,
+    TWO,
     Builders,
-    l1_ball_builders,
+    clip_builders,
+    group_builders,
     optimizer_builders,
     pure_builders,
     top_q_builders,
     top_q_is_exact,
 )
-from .tensors import HARD, HUNDRED_MILLION, MILLION, RESNET50, TEN, THOUSAND, Shape
+from .tensors import HARD, IMAGES, MILLION, MLP, RESNET50, TEN, THOUSAND, TRANSFORMER, Shape
 
 ELEMENTWISE = 600_000  # bytes of scratch: "a few hundred KB"
 
@@ -73,6 +79,7 @@ class Work:
         memory: shapes -> what to reach in memory.
         check: shapes -> whether the result is exact; None: not looked at here.
         full_only: candidates that are too slow for a quick run.
+        seconds: share of the time that a work usually gets, where there are many alike.
         device: where.
     """
 
@@ -84,6 +91,7 @@ class Work:
     memory: Callable[[Sequence[Shape]], tuple[MemoryGoal, ...]] | None = None
     check: Callable[[Sequence[Shape]], bool] | None = None
     full_only: frozenset[str] = field(default_factory=frozenset)
+    seconds: float = 1.0
     device: str = "cpu"
 
     def shrunk(self) -> "Work":
@@ -100,66 +108,70 @@ def speed_up(bound: float | None, of: str = OURS, over: str = RAI, figure: str =
     return Goal(figure, of, over, bound, faster=True)
 
 
-def multiple(of: str, over: str, bound: float | None, short: str = "") -> Goal:
+def multiple(over: str, bound: float | None, of: str = OURS, short: str = "") -> Goal:
     return Goal(f"{short}× {over}", of, over, bound)
 
 
 # ------------------------------------------------------------------ top-q
 
 FRACTIONS = (0.1, 0.5, 0.9, 0.99)
-LARGE = (100.0, 60.0, 18.0, 7.0)
-SMALL = (60.0, 30.0, 12.0, 3.0)
-HALF = (50.0, 30.0, 9.0, 3.0)
+LARGE = (300.0, 180.0, 50.0, 22.0)
 
 
 def top_q_works() -> list[Work]:
     works = [
-        *_top_q("(1, 1e6)", MILLION, 8.0, LARGE),
-        *_top_q("(1, 1e7)", ((1, 10_000_000),), 8.0, LARGE, slow=True, memory=True),
-        *_top_q("(32, 150528)", ((32, 150_528),), 8.0, LARGE, memory=True),
-        *_top_q("ResNet-50", RESNET50, 8.0, LARGE, slow=True, memory=True, whole=True),
-        *_top_q("(512, 4608)", ((512, 4608),), 10.0, SMALL),
-        *_top_q("(128, 784)", ((128, 784),), 20.0, SMALL),
+        *_top_q("(1, 1e6)", MILLION, 2.5, LARGE),
+        *_top_q("(1, 1e7)", ((1, 10_000_000),), 2.5, slow=True, memory=True, two=True),
+        *_top_q("(32, 150528)", ((32, 150_528),), 2.5, memory=True, two=True),
+        *_top_q("ResNet-50", RESNET50, 2.5, slow=True, memory=True, whole=True),
+        *_top_q("ResNet-50 by rows", RESNET50, 5.0, slow=True),
+        *_top_q("(512, 4608)", ((512, 4608),), 4.2, (None, None, 35.0, None)),
+        *_top_q("(128, 784)", ((128, 784),), 4.5, (None, None, 18.0, None)),
+        *_top_q("(200, 64)", ((200, 64),), 6.0, (None, None, 7.0, None)),
     ]
     for name, data in HARD.items():
-        works += _top_q(f"{name} (1, 1e6)", MILLION, 20.0, data=data, check=True)
+        works += _top_q(f"{name} (1, 1e6)", MILLION, 5.0, (), data=data)
     for dtype in (torch.bfloat16, torch.float16):
         name = str(dtype).removeprefix("torch.")
-        works += _top_q(f"{name} (1, 1e6)", MILLION, None, HALF, dtype=dtype)
+        works += _top_q(f"{name} (1, 1e6)", MILLION, 2.5, dtype=dtype)
     return works
 
 
 def _top_q(
     name: str,
     shapes: tuple[Shape, ...],
-    most: float | None,
-    least: Sequence[float] = (),
+    most: float,
+    least: Sequence[float | None] = (None,) * 4,
     *,
     slow: bool = False,
     memory: bool = False,
     whole: bool = False,
-    check: bool = False,
+    two: bool = False,
     **options: Any,
 ) -> list[Work]:
-    """A row of top-q: one work for each fraction."""
+    """A row of top-q: one work for each fraction; with data of its own, exact, and no peer."""
     works = []
     for q, bound in zip(FRACTIONS, least or (None,) * 4, strict=True):
         own = {**options, "q": q, "param_ndim": None if whole else -1}
-        own["peer"] = RAI if least else None
+        own["peers"] = ((RAI,) if least else ()) + ((TWO,) if two and q == 0.9 else ())
 
         def limits(shapes: Sequence[Shape]) -> tuple[MemoryGoal, ...]:
             return MemoryGoal(OURS, _largest_row(shapes, whole)), MemoryGoal(RAI, None)
 
+        goals = [multiple_of_floor(most)]
+        goals += [speed_up(bound)] if least else []
+        goals += [speed_up(1.6, TWO, OURS, "R of two threads")] if TWO in own["peers"] else []
         works.append(
             Work(
                 f"top-q {name}",
                 f"q = {q}",
                 shapes,
                 partial(top_q_builders, **own),
-                (multiple_of_floor(most), *((speed_up(bound),) if least else ())),
+                tuple(goals),
                 memory=limits if memory and q == 0.5 else None,
-                check=partial(top_q_is_exact, q=q, data=options["data"]) if check else None,
+                check=None if least else partial(top_q_is_exact, q=q, data=options["data"]),
                 full_only=frozenset({RAI} if slow else ()),
+                seconds=1.0 if least else 0.3,
             )
         )
     return works
@@ -186,7 +198,7 @@ def cuda_works() -> list[Work]:
             f"CUDA top-q {name}",
             f"q = {q}",
             shapes,
-            partial(top_q_builders, q=q, param_ndim=param_ndim, peer=TOPK, device="cuda"),
+            partial(top_q_builders, q=q, param_ndim=param_ndim, peers=(TOPK,), device="cuda"),
             goals,
             device="cuda",
         )
@@ -195,53 +207,129 @@ def cuda_works() -> list[Work]:
     ]
 
 
+# ------------------------------------------------------------------ attacks
+
+
+def attack_works() -> list[Work]:
+    steps = [
+        Work(
+            f"attack step {norm}",
+            case,
+            shapes,
+            partial(attack_builders, norm=norm),
+            (
+                speed_up(1.0, OURS, FOOLBOX, "R over foolbox"),
+                multiple(HAND, 2.0),
+                speed_up(1.0, OPTIMIZER, FOOLBOX, "optimizer: R over foolbox"),
+                multiple(HAND, 2.0, OPTIMIZER, "optimizer: "),
+            ),
+            seconds=0.5,
+        )
+        for norm in EPSILON
+        for case, shapes in IMAGES.items()
+    ]
+    classes = [
+        Work(
+            name,
+            case,
+            shapes,
+            partial(class_builders, name=name),
+            (speed_up(1.2),),
+            seconds=0.3,
+        )
+        for name in CLASSES
+        for case, shapes in IMAGES.items()
+    ]
+    balls = [
+        Work(
+            f"{ball} of (128, 3072)" if ball == "simplex" else f"{ball} ball of (128, 3072)",
+            "",
+            ((128, 3072),),
+            partial(ball_builders, ball=ball),
+            (multiple_of_floor(bound),),
+            seconds=0.5,
+        )
+        for ball, bound in (("L1", 18.0), ("L2", 8.0), ("Linf", 3.0), ("simplex", 20.0))
+    ]
+    vmapped = Work(
+        "SLIDE under vmap", "", ((450, 1, 8, 8),), vmap_builders, (multiple(BATCHED, 1.3),)
+    )
+    return [*steps, *balls, vmapped, *classes]
+
+
 # ------------------------------------------------------------------ the optimizer
 
 
 def optimizer_works() -> list[Work]:
-    return [
-        _optimizer("ResNet-50", RESNET50, large=True),
-        _optimizer("one of 1e8", HUNDRED_MILLION, large=True),
-        _optimizer("1000 of 100", THOUSAND, large=False),
+    models = {"MLP": MLP, "ResNet-50": RESNET50, "transformer": TRANSFORMER}
+    works = [
+        _optimizer(inner, name, shapes)
+        for inner in ("SGD with momentum", "AdamW")
+        for name, shapes in models.items()
+    ]
+    works.append(
         Work(
             "clamp, scale, bias, SGD: one of 10",
             "",
             TEN,
-            partial(optimizer_builders, momentum=0.0),
-            (multiple(OURS, SGD_PLAIN, 1.6), speed_up(1.8)),
-        ),
-    ]
-
-
-def _optimizer(name: str, shapes: tuple[Shape, ...], large: bool) -> Work:
-    both = speed_up(5.0 if not large else None, FUSED, RAI_FUSED, "R, fused in both")
-    if large:
-        goals: tuple[Goal, ...] = (
-            multiple(OURS, SGD_PLAIN, 1.25),
-            speed_up(1.35),
-            multiple(FUSED, SGD_FUSED, 1.45, "fused: "),
-            speed_up(1.8, FUSED, RAI, "fused: R"),
-            both,
-            multiple(COMPILED, SGD_FUSED, 1.15, "compiled: "),
+            partial(optimizer_builders, inner="SGD"),
+            (multiple(PLAIN, 1.4), speed_up(None)),
         )
-    else:
-        goals = (speed_up(2.5), both)
+    )
+    many = {
+        "1000 groups": (THOUSAND, len(THOUSAND)),
+        "10000 parameters": (((10,),) * 10_000, 1),
+    }
+    for name, (shapes, groups) in many.items():
+        for construct in (True, False):
+            works.append(
+                Work(
+                    f"{'making' if construct else 'step of'} an optimizer of {name}",
+                    "",
+                    shapes,
+                    partial(group_builders, groups=groups, construct=construct),
+                    (multiple(PLAIN, 1.5),),
+                    seconds=0.5,
+                )
+            )
+    works.append(
+        Work(
+            "clip_by_global_norm: transformer",
+            "",
+            TRANSFORMER,
+            clip_builders,
+            (multiple(CLIP, 1.05),),
+        )
+    )
+    return works
+
+
+def _optimizer(inner: str, name: str, shapes: tuple[Shape, ...]) -> Work:
+    goals: tuple[Goal, ...] = (
+        multiple(PLAIN_FUSED, 1.6),
+        multiple(PLAIN, 1.3),
+        speed_up(None),
+        multiple(PLAIN_FUSED, 1.25, FUSED, "fused: "),
+        speed_up(1.5, FUSED, RAI_FUSED, "R, fused in both"),
+        multiple(PLAIN_FUSED, 1.15, COMPILED, "compiled: "),
+    )
 
     def limits(shapes: Sequence[Shape]) -> tuple[MemoryGoal, ...]:
         return (
-            MemoryGoal(OURS, ELEMENTWISE, SGD_PLAIN),
-            MemoryGoal(RAI, None, SGD_PLAIN),
+            MemoryGoal(OURS, ELEMENTWISE, PLAIN),
+            MemoryGoal(RAI, None, PLAIN),
             MemoryGoal(TORCHOPT, None),  # its momentum is there before the first call
         )
 
     return Work(
-        f"clamp, scale, bias, SGD with momentum: {name}",
+        f"clamp, scale, bias, {inner}: {name}",
         "",
         shapes,
-        optimizer_builders,
+        partial(optimizer_builders, inner=inner),
         goals,
-        memory=limits,
-        full_only=frozenset({COMPILED} if len(shapes) > 1 else ()),
+        memory=limits if inner != "AdamW" and shapes is RESNET50 else None,
+        full_only=frozenset({COMPILED}),
+        seconds=0.6,
     )
 
 
@@ -249,36 +337,31 @@ def _optimizer(name: str, shapes: tuple[Shape, ...], large: bool) -> Work:
 
 
 def pure_works() -> list[Work]:
-    def limits(shapes: Sequence[Shape]) -> tuple[MemoryGoal, ...]:
-        return MemoryGoal(OURS, ELEMENTWISE, FOREACH), MemoryGoal(TORCHOPT, None, FOREACH)
-
-    goals = (multiple(OURS, FOREACH, 1.5), multiple(COMPILED, FOREACH, None, "compiled: "))
-    works = [
+    row = [
         Work(
-            "pure update of three links: ResNet-50",
-            "",
-            RESNET50,
-            pure_builders,
-            goals,
-            limits,
+            "pure step of one of 10",
+            f"links: {links}",
+            TEN,
+            partial(pure_builders, links=links),
+            (multiple(TORCHOPT, 1.0),),
             full_only=frozenset({COMPILED}),
+            seconds=0.5,
         )
+        for links in (1, 3, 6)
     ]
-    for name, shape in (("(1, 1e6)", (1, 1_000_000)), ("(512, 4608)", (512, 4608))):
-        for part in (0.01, 0.5):
-            works.append(
-                Work(
-                    f"L1-ball projection {name}",
-                    f"radius = {part} of the norm",
-                    (shape,),
-                    partial(l1_ball_builders, part=part),
-                    (speed_up(5.0, over=SORT, figure="speed-up over torch sort"),),
-                )
-            )
-    return works
+    dict_of_20 = Work(
+        "pure step of a dict of 20 of 10, three links",
+        "",
+        TEN * 20,
+        pure_builders,
+        (multiple(TORCHOPT, 1.0),),
+        full_only=frozenset({COMPILED}),
+        seconds=0.5,
+    )
+    return [*row, dict_of_20]
 
 
 def all_works() -> list[Work]:
     """Every row of the table."""
-    works = [*top_q_works(), *optimizer_works(), *pure_works()]
+    works = [*attack_works(), *top_q_works(), *optimizer_works(), *pure_works()]
     return works + (cuda_works() if torch.cuda.is_available() else [])

@@ -94,7 +94,7 @@ class Rows(NamedTuple):
             if isinstance(value, (tuple, list)) and isinstance(rule, Several):
                 return tuple(self.value(rule.each, one, leaf) for one in value)
             return value
-        if value.ndim == 0:
+        if value.ndim == 0 or (self.scope == "element" and value.shape == leaf.shape):
             return value
         shape, split = tuple(leaf.shape), self.split(leaf)
         n, size = math.prod(shape[:split]), math.prod(shape[split:])

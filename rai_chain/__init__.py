@@ -1,6 +1,6 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
-from . import optim, random, solve
+from . import optim, perturbations, random, solve
 from .core import compiled as _compiled  # noqa: F401  (what `compile` makes)
 from .core.chain import chain, named_chain
 from .core.define import elementwise, leafwise, rowwise, treewise
@@ -217,6 +217,7 @@ __all__ = [
     "partition",
     "per_example_global_norm_clip",
     "periodic_update",
+    "perturbations",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
     "polynomial_schedule",

@@ -5,6 +5,7 @@ from typing import Any, Literal, TypeAlias
 from torch import Tensor
 
 from . import optim as optim
+from . import perturbations as perturbations
 from . import random as random
 from . import solve as solve
 from .core.chain import chain as chain

@@ -90,7 +90,7 @@ from .links.moments import (
 from .links.momentum import scale_by_lion, trace
 from .links.noise import add_noise
 from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
-from .links.parts import masked, partition
+from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.projections import (
     box,
     l1_ball,
@@ -182,6 +182,7 @@ __all__ = [
     "exponential_decay",
     "feasible",
     "frank_wolfe_step",
+    "freeze",
     "from_torch",
     "global_norm",
     "group_soft_threshold",
@@ -204,6 +205,7 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "multi_transform",
     "muon",
     "nadam",
     "named_chain",
@@ -256,6 +258,7 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "scale_by_yogi",
+    "selective_transform",
     "set_to_zero",
     "sgd",
     "sgdr_schedule",

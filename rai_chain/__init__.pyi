@@ -55,8 +55,11 @@ from .links.optimizers import lion as lion
 from .links.optimizers import rmsprop as rmsprop
 from .links.optimizers import rprop as rprop
 from .links.optimizers import sgd as sgd
+from .links.parts import freeze as freeze
 from .links.parts import masked as masked
+from .links.parts import multi_transform as multi_transform
 from .links.parts import partition as partition
+from .links.parts import selective_transform as selective_transform
 from .links.projections import project_box as project_box
 from .links.projections import project_l1_ball as project_l1_ball
 from .links.projections import project_l2_ball as project_l2_ball

@@ -2688,6 +2688,20 @@ TABLE = [
         TypeError,
         "`param_group` must be a list of parameters, as a set has no order  Got: a set",
     ),
+    (
+        "",
+        "selective_transform(sgd(.5), freeze_mask=None)",
+        TypeError,
+        "`freeze_mask` must be a tree of bools or a function  Got: None",
+    ),
+    (
+        "",
+        'selective_transform(sgd(.5), freeze_mask=lambda tree: {"a": 1, "b": 0}).init(p)',
+        TypeError,
+        "`freeze_mask` must have bools as its leaves  Got: 1",
+    ),
+    ("", "freeze([1])", TypeError, "`mask` must be a tree of bools or a function  Got: [1]"),
+    ("", 'freeze({"a": True}).init(p)', ValueError, "`mask` must have the tree structure"),
     ("", "sgdr_schedule([])", TypeError, "`schedules` must hold functions of the step  Got: []"),
 ]
 

@@ -31,6 +31,7 @@ from .links.clipping import (
     clip_by_block_rms,
     feasible,
     normalize_by_update_norm,
+    normalize_std,
     per_example_global_norm_clip,
     zero_nans,
 )
@@ -54,6 +55,7 @@ from .links.descent import (
     scale_by_learning_rate,
     set_to_zero,
 )
+from .links.feedback import error_feedback
 from .links.frank_wolfe import (
     frank_wolfe_step,
     l1_oracle,
@@ -133,7 +135,6 @@ from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
-    error_feedback,
     lookahead,
 )
 
@@ -213,6 +214,7 @@ __all__ = [
     "negate",
     "normalize",
     "normalize_by_update_norm",
+    "normalize_std",
     "one_hot_sign",
     "optim",
     "params_ema",

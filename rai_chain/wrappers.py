@@ -3,12 +3,12 @@
 from .core.wrapper import Wrapper
 from .data.hyper import Flag, Range
 from .data.leaves import both, choose, remember, zeros
+from .links.feedback import error_feedback
 from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
-    error_feedback,
     lookahead,
 )
 

@@ -38,6 +38,7 @@ FACTORIES = {
 }
 VARIANTS = {
     "top_q, drawn": {"dq": 0.3},
+    "top_q, at least": {"q": 0.9, "at_least": 2},
     "add_noise, std": {"eta": None, "std": 0.1},
     "clamp, both": {"clamp_min": -0.3},
     "normalize, 1": {"p": 1},

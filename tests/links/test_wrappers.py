@@ -68,7 +68,7 @@ every = pytest.mark.parametrize("name", sorted(SAMPLES))
 
 
 def test_every_exported_combinator_is_under_the_laws():
-    modules = [f"rai_chain.links.{name}" for name in ("parts", "wrappers", "record")]
+    modules = [f"rai_chain.links.{name}" for name in ("parts", "wrappers", "record", "feedback")]
     exported = {n for n in rc.__all__ if getattr(vars(rc)[n], "__module__", "") in modules}
     assert exported - {"records", "sparsity", "global_norm"} == set(SAMPLES)
 

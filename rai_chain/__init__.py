@@ -31,6 +31,7 @@ from .links.clipping import (
     clip_by_block_rms,
     feasible,
     normalize_by_update_norm,
+    normalize_std,
     per_example_global_norm_clip,
     zero_nans,
 )
@@ -54,6 +55,7 @@ from .links.descent import (
     scale_by_learning_rate,
     set_to_zero,
 )
+from .links.feedback import error_feedback
 from .links.frank_wolfe import (
     frank_wolfe_step,
     l1_oracle,
@@ -90,7 +92,7 @@ from .links.moments import (
 from .links.momentum import scale_by_lion, trace
 from .links.noise import add_noise
 from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
-from .links.parts import masked, partition
+from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.projections import (
     box,
     l1_ball,
@@ -133,7 +135,6 @@ from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
-    error_feedback,
     lookahead,
 )
 
@@ -182,6 +183,7 @@ __all__ = [
     "exponential_decay",
     "feasible",
     "frank_wolfe_step",
+    "freeze",
     "from_torch",
     "global_norm",
     "group_soft_threshold",
@@ -204,6 +206,7 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "multi_transform",
     "muon",
     "nadam",
     "named_chain",
@@ -211,6 +214,7 @@ __all__ = [
     "negate",
     "normalize",
     "normalize_by_update_norm",
+    "normalize_std",
     "one_hot_sign",
     "optim",
     "params_ema",
@@ -257,6 +261,7 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "scale_by_yogi",
+    "selective_transform",
     "set_to_zero",
     "sgd",
     "sgdr_schedule",

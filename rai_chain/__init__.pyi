@@ -45,6 +45,7 @@ from .links.cycles import warmup_cosine_decay_schedule as warmup_cosine_decay_sc
 from .links.cycles import warmup_exponential_decay_schedule as warmup_exponential_decay_schedule
 from .links.cycles import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from .links.descent import apply_updates as apply_updates
+from .links.feedback import error_feedback as error_feedback
 from .links.from_torch import from_torch as from_torch
 from .links.layerwise import lamb as lamb
 from .links.layerwise import lars as lars
@@ -56,8 +57,11 @@ from .links.optimizers import lion as lion
 from .links.optimizers import rmsprop as rmsprop
 from .links.optimizers import rprop as rprop
 from .links.optimizers import sgd as sgd
+from .links.parts import freeze as freeze
 from .links.parts import masked as masked
+from .links.parts import multi_transform as multi_transform
 from .links.parts import partition as partition
+from .links.parts import selective_transform as selective_transform
 from .links.projections import project_box as project_box
 from .links.projections import project_l1_ball as project_l1_ball
 from .links.projections import project_l2_ball as project_l2_ball
@@ -78,7 +82,6 @@ from .links.schedules import polynomial_schedule as polynomial_schedule
 from .links.wrappers import accumulate as accumulate
 from .links.wrappers import apply_if_finite as apply_if_finite
 from .links.wrappers import conditionally as conditionally
-from .links.wrappers import error_feedback as error_feedback
 from .links.wrappers import lookahead as lookahead
 
 __version__: str
@@ -197,6 +200,11 @@ def normalize(
 
 def normalize_by_update_norm(scale_factor: Hyper = 1.0, eps: Hyper = 1e-06) -> FunctionLink:
     """Divide all leaves by the Euclidean norm of all their elements."""
+
+def normalize_std(
+    eps: Hyper = 1.1754943508222875e-38, *, param_ndim: ParamNdim = ...
+) -> FunctionLink:
+    """Divide each row by its standard deviation; one whose deviation is below `eps` stays."""
 
 def one_hot_sign(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Keep the sign of the largest magnitude of each row, the first among equals; zero the rest."""
@@ -322,7 +330,12 @@ def top_k(k: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Keep the k elements of largest magnitude in each row, zero the rest."""
 
 def top_q(
-    q: Hyper, dq: Hyper = 0.0, *, param_ndim: ParamNdim = ..., seed: int | Tensor = 0
+    q: Hyper,
+    dq: Hyper = 0.0,
+    at_least: Hyper = 0,
+    *,
+    param_ndim: ParamNdim = ...,
+    seed: int | Tensor = 0,
 ) -> FunctionLink:
     """Keep exactly round((1 - q) * D) elements of largest magnitude in each row, zero the rest."""
 

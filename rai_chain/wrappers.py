@@ -3,12 +3,12 @@
 from .core.wrapper import Wrapper
 from .data.hyper import Flag, Range
 from .data.leaves import both, choose, remember, zeros
-from .links.parts import masked, partition
+from .links.feedback import error_feedback
+from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
-    error_feedback,
     lookahead,
 )
 
@@ -22,9 +22,12 @@ __all__ = [
     "choose",
     "conditionally",
     "error_feedback",
+    "freeze",
     "lookahead",
     "masked",
+    "multi_transform",
     "partition",
     "remember",
+    "selective_transform",
     "zeros",
 ]

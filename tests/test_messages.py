@@ -21,7 +21,7 @@ TABLE = [
         "",
         "top_q()",
         TypeError,
-        "`q` must be given to top_q(q, dq=0.0, param_ndim=-1 or the group's, seed=0)  Got: nothing",
+        "`q` must be given to top_q(q, dq=0.0, at_least=0, param_ndim=-1 or the group's, seed=0)  Got: nothing",
     ),
     ("", "top_q(1.5)", ValueError, "`q` must satisfy 0.0 <= q <= 1.0  Got: 1.5"),
     ("", "top_q(-.1)", ValueError, "`q` must satisfy 0.0 <= q <= 1.0  Got: -0.1"),
@@ -34,16 +34,18 @@ TABLE = [
     ("", "top_q(tensor(1j))", TypeError, "`q` must be real  Got: a tensor of torch.complex64"),
     (
         "",
-        "top_q(.5, .1, .2)",
+        "top_q(.5, .1, 0, .2)",
         TypeError,
-        "top_q(q, dq=0.0, param_ndim=-1 or the group's, seed=0) must get at most 2 arguments without their names  Got: 3",
+        "top_q(q, dq=0.0, at_least=0, param_ndim=-1 or the group's, seed=0) must get at most 3 arguments without their names  Got: 4",
     ),
+    ("", "top_q(.5, at_least=-1)", ValueError, "`at_least` must satisfy 0 <= at_least  Got: -1"),
+    ("", "top_q(.5, at_least=.5)", ValueError, "`at_least` must be a whole number  Got: 0.5"),
     ("", "top_q(.5, dq=2)", ValueError, "`dq` must satisfy 0.0 <= dq <= 1.0  Got: 2"),
     (
         "",
         "top_q(q=.5, p=1)",
         TypeError,
-        "`p` must be an argument of top_q(q, dq=0.0, param_ndim=-1 or the group's, seed=0)  Got: 1",
+        "`p` must be an argument of top_q(q, dq=0.0, at_least=0, param_ndim=-1 or the group's, seed=0)  Got: 1",
     ),
     (
         "",
@@ -147,6 +149,7 @@ TABLE = [
         "`epsilon` must be a number, a tensor or a schedule  Got: 'big'",
     ),
     ("", "simplex(-1)", ValueError, "`scale` must satisfy 0.0 <= scale  Got: -1"),
+    ("", "normalize_std(-1.)", ValueError, "`eps` must satisfy 0.0 <= eps  Got: -1.0"),
     ("", "normalize(.5)", ValueError, "`p` must satisfy 1.0 <= p  Got: 0.5"),
     ("", "normalize(tensor(2.))", TypeError, "`p` must be a Python number  Got: a tensor"),
     ("", 'normalize("fro")', TypeError, "`p` must be a number  Got: 'fro'"),
@@ -1461,13 +1464,13 @@ TABLE = [
         "t=top_q(.5, dq=.1); s=t.init(p)",
         't.update(g, {"step": 0, "seed": 1})',
         ValueError,
-        "must be a tensor of shape () in the state of top_q(q=0.5, dq=0.1)",
+        "must be a tensor of shape () in the state of top_q(q=0.5, dq=0.1, at_least=0)",
     ),
     (
         "t=top_q(.5, dq=.1); s=t.init(p)",
         't.update(g, {"step": ones(3), "seed": ones(2)})',
         ValueError,
-        "must be a tensor of shape () in the state of top_q(q=0.5, dq=0.1)",
+        "must be a tensor of shape () in the state of top_q(q=0.5, dq=0.1, at_least=0)",
     ),
     (
         "t=top_q(.5); s=t.init(p)",
@@ -2758,6 +2761,20 @@ TABLE = [
         TypeError,
         "`momentum` must be a number, a tensor or a schedule  Got: None",
     ),
+    (
+        "",
+        "selective_transform(sgd(.5), freeze_mask=None)",
+        TypeError,
+        "`freeze_mask` must be a tree of bools or a function  Got: None",
+    ),
+    (
+        "",
+        'selective_transform(sgd(.5), freeze_mask=lambda tree: {"a": 1, "b": 0}).init(p)',
+        TypeError,
+        "`freeze_mask` must have bools as its leaves  Got: 1",
+    ),
+    ("", "freeze([1])", TypeError, "`mask` must be a tree of bools or a function  Got: [1]"),
+    ("", 'freeze({"a": True}).init(p)', ValueError, "`mask` must have the tree structure"),
 ]
 
 

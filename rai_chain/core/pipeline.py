@@ -172,7 +172,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         Example:
             >>> from rai_chain import top_q
             >>> top_q(0.5).replace(q=0.9)
-            top_q(q=0.9, dq=0.0)
+            top_q(q=0.9, dq=0.0, at_least=0)
         """
         found = self.find(hyperparams)
         pairs = zip(self.links, found, strict=True)

@@ -172,9 +172,13 @@ class Wrapper(Link):
         return out, inner.pack(states)
 
     def idle(self, leaves: Leaves, run: Run) -> Leaves:
-        """What comes out where nothing is to move: zeros, or the parameters as they are."""
+        """What comes out where nothing is to move: zeros, or the parameters as they are.
+
+        The zero of an update to add is -0: with 0, a parameter of -0 would become 0.
+        """
         if self.phase == "gradient":
-            return [None if leaf is None else torch.zeros_like(leaf) for leaf in leaves]
+            zero = -0.0 if self.updates or run.adds else 0.0
+            return [None if leaf is None else torch.full_like(leaf, zero) for leaf in leaves]
         return list(leaves if self.phase == "parameter" else run.params or [])
 
     def passed(self, leaves: Leaves, run: Run) -> Leaves:

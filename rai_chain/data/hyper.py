@@ -144,6 +144,7 @@ Rule = Range | Flag | Several
 Number = Annotated[Hyper, Range()]
 Fraction = Annotated[Hyper, Range(0.0, 1.0)]
 NonNegative = Annotated[Hyper, Range(0.0)]
+Count = Annotated[Hyper, Range(0, whole=True, per_row=True)]
 Decay = Annotated[Hyper, Range(0.0, 1.0, open_high=True)]
 Betas = Annotated[Hyper, Several(2, Range(0.0, 1.0, open_high=True))]
 ThreeBetas = Annotated[Hyper, Several(3, Range(0.0, 1.0, open_high=True))]

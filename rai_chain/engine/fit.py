@@ -159,6 +159,8 @@ def warn_of_nothing(
                     ways[way] = f"`param_ndim={way}` makes {_WHOLE[way]}, or "
     if not empty:
         return
+    if "at_least" in values:
+        ways["at_least"] = f"`{d.name}(..., at_least=1)` keeps one of each row, or "
     names, given = leaf_names(run.spec), ", ".join(f"{k}={v!r}" for k, v in values.items())
     which = ", ".join(f"`{names[i]}` ({size})" for i, size in list(empty.items())[:5])
     more = f" and {len(empty) - 5} more leaves" if len(empty) > 5 else ""

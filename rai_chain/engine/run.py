@@ -31,6 +31,7 @@ class Run:
     writable: list[bool] = field(default_factory=list)  # leaf i is ours to write
     extra: dict[str, Any] = field(default_factory=dict)  # named inputs: `value`, `grad`
     name: str = ""  # of the link that runs, with the wrappers around it
+    adds: bool = False  # the leaves are updates to add, made by a link that says so
     first: int = 0  # the place of leaf 0 among all leaves, in an optimizer with several groups
     warned: set[Any] | None = None  # of what was warned about; None where nobody warns
 
@@ -54,6 +55,7 @@ def run_links(
         if call is not None:
             waiting.append(call)
             states[i] = link.tick(states[i])
+            run.adds |= link.updates
             continue
         if waiting:
             leaves, waiting = elementwise(waiting, leaves, run.writable, run.spec), []
@@ -63,6 +65,7 @@ def run_links(
         except RuntimeError:
             check_places([link], leaves, [states[i]], run, [values[i]])
             raise
+        run.adds |= link.updates
     if waiting:
         leaves = elementwise(waiting, leaves, run.writable, run.spec)
     run.name = around

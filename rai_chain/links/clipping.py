@@ -9,8 +9,8 @@ from torch import Tensor
 from ..core.define import elementwise, leafwise, rowwise, treewise
 from ..data.hyper import NonNegative, Optional, RowNonNegative, RowNumber
 from ..data.tree import Tree, flatten, unflatten
-from ..kernels.norms import row_norm
-from .transforms import check_interval, clamped, clip_by_norm
+from ..kernels.norms import rescale, row_norm
+from .transforms import TINY, check_interval, clamped, clip_by_norm
 
 
 @elementwise
@@ -164,6 +164,32 @@ def normalize_by_update_norm(
     norm = _norm_of_rows([leaf.reshape(1, -1) for leaf in leaves]).reshape(()) + eps
     factor = scale_factor / torch.where(norm == 0, 1, norm)
     return [(leaf * factor).to(leaf.dtype) for leaf in leaves]
+
+
+@rowwise
+def normalize_std(rows: Tensor, eps: RowNonNegative = TINY, *, out: Tensor | None = None) -> Tensor:
+    """Divide each row by its standard deviation; one whose deviation is below `eps` stays.
+
+    ``g / std(g)`` with D - 1 below the root, as `torch.std` has it. A row of one element, or of
+    equal ones, stays as it is. Behind `centralize` it makes z-scores.
+
+    Args:
+        eps: smallest deviation that is divided by, >= 0.
+        param_ndim: what a row is, see `rai_chain.to_batch`.
+
+    Raises:
+        ValueError: eps < 0.
+
+    Example:
+        >>> import torch
+        >>> normalize_std(param_ndim=None).update(torch.tensor([1.0, 3.0, 5.0]), ())[0]
+        tensor([0.5000, 1.5000, 2.5000])
+
+    Source: its definition; z-scores of gradients (Yun 2024, "ZNorm", arXiv 2408.01215).
+    """
+    wide = rows.double() - rows[:, :1].double()  # equal elements are 0 then, to the bit
+    std = row_norm(wide - wide.mean(1, keepdim=True), 2) / max(1, rows.shape[1] - 1) ** 0.5
+    return rescale(rows, torch.where((std == 0) | (std < eps), 1.0, std), out=out)
 
 
 def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tensor]:

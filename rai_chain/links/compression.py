@@ -9,21 +9,14 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..data.hyper import Hyper, NonNegative, Range
+from ..data.hyper import Count, Hyper, NonNegative, Range
 from ..data.random import uniform
 from ..kernels.norms import row_norm
 from ..kernels.select import keep_largest
 from .memory import wide
+from .transforms import within
 
-Count = Annotated[Hyper, Range(0, whole=True, per_row=True)]
 Levels = Annotated[Hyper, Range(1, whole=True, per_row=True)]
-
-
-def _within(k: Any, size: int) -> Any:
-    """The count k, or those of the rows, (N, 1), where it is no more than `size`."""
-    if isinstance(k, Tensor):
-        return k.double().round().long().clamp(0, size)
-    return min(int(k), size)
 
 
 def _largest(rows: Tensor, k: Any, out: Tensor | None = None) -> Tensor:
@@ -53,7 +46,7 @@ def top_k(rows: Tensor, k: Count, *, out: Tensor | None = None) -> Tensor:
     Source: Aji and Heafield 2017, "Sparse Communication for Distributed Gradient Descent",
     arXiv 1704.05021.
     """
-    return _largest(rows, _within(k, rows.shape[1]), out)
+    return _largest(rows, within(k, rows.shape[1]), out)
 
 
 @rowwise
@@ -81,7 +74,7 @@ def random_k(rows: Tensor, k: Count, *, key: Tensor) -> Tensor:
     Wangni et al. 2018, arXiv 1710.09854.
     """
     size = rows.shape[1]
-    k = _within(k, size)
+    k = within(k, size)
     chosen = _largest(1 - uniform(key, tuple(rows.shape)), k) > 0
     factor = size / (k.clamp(min=1) if isinstance(k, Tensor) else max(k, 1))
     return torch.where(chosen, rows * factor, 0)

@@ -1,7 +1,7 @@
 """Combinators: pipelines applied to some leaves."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
@@ -9,19 +9,21 @@ from ..core.wrapper import Wrapper, by_phase, chosen_by
 from ..data.hyper import show
 from ..data.tree import Leaves, Spec, Tree, flatten
 from ..engine.run import Run, State
+from .transforms import identity
 
 
 class Masked(Wrapper):
     """See `masked`."""
 
     label = "masked"
+    option: ClassVar[str] = "mask"
     ticks = False
 
     def seen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool]:
-        flags = chosen_by(self.options["mask"], leaves, spec, "mask", _is_flag)
+        flags = chosen_by(self.options[self.option], leaves, spec, self.option, _is_flag)
         for flag in flags:
             if not _is_flag(flag):
-                raise TypeError(f"`mask` must have bools as its leaves  Got: {flag!r}")
+                raise TypeError(f"`{self.option}` must have bools as its leaves  Got: {flag!r}")
         return list(map(bool, flags))
 
     def wrap(
@@ -61,10 +63,97 @@ def masked(
 
     Source: the function of the same name in optax.
     """
-    flags = flatten(mask)[0]
-    if mask is None or (not callable(mask) and not all(map(_is_flag, flags))):
-        raise TypeError(f"`mask` must be a tree of bools or a function  Got: {mask!r}")
+    _check_mask("mask", mask)
     return by_phase(Masked, {"": chain(inner)}, mask=mask)
+
+
+def _check_mask(name: str, mask: Any) -> None:
+    if mask is None or (not callable(mask) and not all(map(_is_flag, flatten(mask)[0]))):
+        raise TypeError(f"`{name}` must be a tree of bools or a function  Got: {mask!r}")
+
+
+class Selective(Masked):
+    """See `selective_transform`."""
+
+    label = "selective_transform"
+    option = "freeze_mask"
+
+    def seen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool]:
+        return [not frozen for frozen in super().seen(prefix, leaves, spec)]
+
+    def passed(self, leaves: Leaves, run: Run) -> Leaves:
+        return self.idle(leaves, run)
+
+
+class Freeze(Selective):
+    """See `freeze`."""
+
+    label = "freeze"
+    option = "mask"
+
+    def __repr__(self) -> str:
+        return f"freeze({show(self.options['mask'])})"
+
+
+def freeze(mask: Tree | Callable[[Any], Any]) -> GradientTransformation:
+    """Zero some leaves, NaN too, so that behind an optimizer their parameters stay.
+
+    What comes out is 0, and -0 behind a link whose result is an update to add: adding it changes
+    no bit of any number. Links in front keep a state of the frozen leaves all the same; around
+    them, `selective_transform` spares it.
+
+    Args:
+        mask: True for a leaf that is frozen; a tree or a function as in `masked`.
+
+    Raises:
+        TypeError: a leaf of the mask is no bool.
+        ValueError: the mask is no tree like the params.
+
+    Example:
+        >>> import torch
+        >>> tx, g = freeze({"w": True, "b": False}), {"w": torch.ones(2), "b": torch.ones(1)}
+        >>> tx.update(g, tx.init(g))[0]
+        {'w': tensor([0., 0.]), 'b': tensor([1.])}
+
+    Source: the function of the same name in optax.
+    """
+    _check_mask("mask", mask)
+    made: GradientTransformation = Freeze(identity(), mask=mask)
+    return made
+
+
+def selective_transform(
+    optimizer: GradientTransformation, *, freeze_mask: Tree | Callable[[Any], Any]
+) -> GradientTransformation:
+    """Apply a transformation to some leaves; the others are frozen, and get no state.
+
+    A frozen parameter keeps its bits, whatever its gradient: no weight decays, no constraint moves
+    it. (Where `optimizer` has no link that makes updates to add, such as
+    `scale_by_learning_rate`, the update of a frozen leaf is 0, to which a parameter -0 is 0.)
+
+    Args:
+        optimizer: any pipeline: all that moves parameters.
+        freeze_mask: True for a leaf that is frozen; a tree or a function as in `masked`.
+
+    Raises:
+        TypeError: a leaf of the mask is no bool.
+        ValueError: the mask is no tree like the params.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import sgd
+        >>> tx = selective_transform(sgd(0.5), freeze_mask={"w": True, "b": False})
+        >>> p = {"w": torch.ones(2), "b": torch.ones(1)}
+        >>> tx.step(p, p, tx.init(p))[0]
+        {'w': tensor([1., 1.]), 'b': tensor([0.5000])}
+
+    Source: the function of the same name in optax.
+    """
+    _check_mask("freeze_mask", freeze_mask)
+    inner = chain(optimizer)
+    if all(link.phase == "parameter" for link in inner.links):
+        inner = chain(identity(), inner)  # gradients are stopped too
+    return by_phase(Selective, {"": inner}, freeze_mask=freeze_mask)
 
 
 class Partition(Wrapper):
@@ -132,3 +221,6 @@ def partition(
     if labels is None:
         raise TypeError("`labels` must be a tree of labels or a function  Got: None")
     return by_phase(Partition, {f"{k}.": chain(t) for k, t in transforms.items()}, labels=labels)
+
+
+multi_transform = partition

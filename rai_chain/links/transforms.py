@@ -8,6 +8,7 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise, treewise
 from ..data.hyper import (
     Bound,
+    Count,
     NormOrder,
     Number,
     RowFraction,
@@ -31,19 +32,37 @@ def draw_q(q: Any, dq: Any, u: Tensor) -> Any:
     return (high - low) * u + low
 
 
-def kept(q: Any, size: int) -> Any:
+def within(k: Any, size: int) -> Any:
+    """The count k, or those of the rows, (N, 1), where it is no more than `size`."""
+    if isinstance(k, Tensor):
+        return k.double().round().long().clamp(0, size)
+    return min(int(k), size)
+
+
+def kept(q: Any, size: int, at_least: Any = 0) -> Any:
     """How many of `size` elements remain: round((1 - q) * size), in float64, half to even."""
     if isinstance(q, Tensor):
-        k = torch.round((1.0 - q.double()) * size).long().clamp(0, size)
-        return k.reshape(-1) if q.ndim else k
-    return round((1.0 - float(q)) * size)
+        k: Any = torch.round((1.0 - q.double()) * size).long().clamp(0, size)
+    else:
+        k = round((1.0 - float(q)) * size)
+    if isinstance(at_least, Tensor) or at_least > 0:
+        k = _larger(k, within(at_least, size))
+    return k.reshape(-1) if isinstance(k, Tensor) and k.ndim else k
+
+
+def _larger(a: Any, b: Any) -> Any:
+    """The larger of two counts, each a number or a tensor."""
+    place = next((x.device for x in (a, b) if isinstance(x, Tensor)), None)
+    if place is None:
+        return max(a, b)
+    return torch.maximum(torch.as_tensor(a, device=place), torch.as_tensor(b, device=place))
 
 
 def most_kept(values: dict[str, Any], size: int) -> int:
     """How many of `size` elements `top_q` keeps at most, where numbers say so; else `size`."""
-    q, dq = values["q"], values.get("dq", 0.0)
-    known = isinstance(q, (int, float)) and isinstance(dq, (int, float)) and q - dq < 1.0
-    return int(kept(max(0.0, q - dq), size)) if known else size
+    q, dq, least = values["q"], values.get("dq", 0.0), values.get("at_least", 0)
+    known = all(isinstance(value, (int, float)) for value in (q, dq, least)) and q - dq < 1.0
+    return int(kept(max(0.0, q - dq), size, least)) if known else size
 
 
 @rowwise(draws="dq", selects=most_kept)
@@ -51,6 +70,7 @@ def top_q(
     rows: Tensor,
     q: RowFraction,
     dq: RowFraction = 0.0,
+    at_least: Count = 0,
     *,
     key: Tensor | None = None,
     out: Tensor | None = None,
@@ -64,11 +84,13 @@ def top_q(
         q: fraction to drop, 0 <= q <= 1.
         dq: half width of the interval that q is drawn from, uniformly and once per tensor and
             step: [max(0, q - dq), min(1, q + dq)]. 0 draws nothing.
+        at_least: how many are kept whatever q is, a whole number >= 0; a row of no more is kept
+            whole. 1 keeps a row of few elements from being dropped in every step.
         param_ndim: what a row is, see `rai_chain.to_batch`.
         seed: an integer; the draw is a function of (seed, step, leaf), all in the state.
 
     Raises:
-        ValueError: q or dq outside [0, 1].
+        ValueError: q or dq outside [0, 1], or at_least no whole number >= 0.
 
     Example:
         >>> import torch
@@ -79,7 +101,7 @@ def top_q(
     Source: the sparse descent directions of SLIDE (Tramer and Boneh 2019, arXiv 1904.13000).
     """
     q = q if key is None else draw_q(q, dq, uniform(key))
-    return keep_largest(rows, kept(q, rows.shape[1]), out=out)
+    return keep_largest(rows, kept(q, rows.shape[1], at_least), out=out)
 
 
 def check_bounds(values: dict[str, Any]) -> None:

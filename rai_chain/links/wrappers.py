@@ -193,56 +193,6 @@ def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean"
 # ------------------------------------------------------------------ what is carried over
 
 
-class ErrorFeedback(Wrapper):
-    """See `error_feedback`."""
-
-    label = "error_feedback"
-    ticks = False
-    trees = frozenset({"error"})
-
-    def begin(self, leaves: Leaves, spec: Spec) -> State:
-        return {"error": zeros(leaves, spec)}
-
-    def wrap(
-        self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
-    ) -> tuple[Leaves, State]:
-        whole = remember(torch.add, column_of(state, "error", run.spec), leaves)
-        sent = both(lambda x, leaf: x.to(leaf.dtype), whole, leaves)
-        out, inside = self.through(sent, state, run, values)
-        error = remember(torch.sub, whole, out)
-        return out, {"inner": {"": inside}, "error": present(error, run.spec)}
-
-
-def error_feedback(inner: GradientTransformation) -> Wrapper:
-    """Add next time what a transformation dropped this time.
-
-    What was dropped is kept in float32 where the gradients are of a half type.
-
-    Args:
-        inner: gradient links that compress: `top_q`, or `sign` and a scale.
-
-    Raises:
-        ValueError: `inner` has a link that is no gradient link.
-
-    Example:
-        >>> import torch
-        >>> from rai_chain import top_q
-        >>> tx = error_feedback(top_q(q=0.5, param_ndim=None))
-        >>> g = torch.tensor([3.0, 2.0])
-        >>> first, state = tx.update(g, tx.init(g))
-        >>> second, state = tx.update(g, state)
-        >>> first, second
-        (tensor([3., 0.]), tensor([0., 4.]))
-
-    Source: Lin et al. 2017, "Deep Gradient Compression", arXiv 1712.01887; Karimireddy et al.
-    2019, "Error Feedback Fixes SignSGD", arXiv 1901.09847.
-    """
-    made: Wrapper = ErrorFeedback(chain(inner))
-    if made.phase != "gradient":
-        raise ValueError(f"`inner` must have gradient links only  Got: {inner!r}")
-    return made
-
-
 class Lookahead(Wrapper):
     """See `lookahead`."""
 

@@ -72,7 +72,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
 
     links: ClassVar[tuple[Any, ...]] = ()  # factories of links, for a class of one's own
     takes: ClassVar[str]  # the arguments besides params and InnerOpt, in order, see `declared`
-    fixed: ClassVar[Group] = {"center": None}  # hyperparameters that are no param-group keys
+    fixed: ClassVar[Group] = {"center": None, "at_least": 0}  # what is no param-group key
     inner_opt: Optimizer
     _chain: "tuple[ParamTransformingOptimizer, ...]" = ()
     _entries: list[Entry]

@@ -47,10 +47,10 @@ class DrawnTopQ(FunctionLink):
         if self.definition.draw_is_needed(values):
             seen = [leaf for leaf in leaves if leaf is not None]
             if self.rows(run).joined:
-                values = {"q": self._draw(values, seen[0]) if seen else 0.0, "dq": 0.0}
+                values = {**values, "q": self._draw(values, seen[0]) if seen else 0.0, "dq": 0.0}
             else:
                 drawn = [None if leaf is None else self._draw(values, leaf) for leaf in leaves]
-                values = {"q": unflatten(drawn, run.spec), "dq": 0.0}
+                values = {**values, "q": unflatten(drawn, run.spec), "dq": 0.0}
         return super().apply(leaves, state, run, values)
 
     def _draw(self, values: dict[str, Any], leaf: Tensor) -> Any:

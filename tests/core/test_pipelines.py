@@ -57,6 +57,7 @@ class TestNames:
             "clamp_0.clamp_max": 1.0,
             "q": 0.5,
             "dq": 0.0,
+            "at_least": 0,
             "clamp_1.clamp_min": -1.0,
             "clamp_1.clamp_max": None,
         }

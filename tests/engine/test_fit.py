@@ -230,7 +230,11 @@ def test_a_selection_that_keeps_nothing_of_a_leaf_warns_when_its_state_is_made()
     with pytest.warns(UserWarning, match="keeps nothing of") as found:
         rc.top_q(0.9).init(params)
     (text,) = (str(w.message) for w in found)
-    assert "`top_q(q=0.9, dq=0.0)`" in text and "`['0.weight']` (rows of 4)" in text
+    assert (
+        "`top_q(q=0.9, dq=0.0, at_least=0)`" in text
+        and "at_least=1" in text
+        and "`['0.weight']` (rows of 4)" in text
+    )
     assert "`['0.bias']` (rows of 1 element)" in text and "`['2.bias']`" in text
     assert "2.weight" not in text
     assert "`param_ndim=None`" in text and '`param_ndim="tree"`' in text and "`masked`" in text

@@ -130,6 +130,48 @@ def test_error_feedback_hands_everything_on(inner: Any) -> None:
 
 
 @pytest.mark.parametrize(
+    "inner",
+    [
+        rc.chain(rc.ef_sign(), rc.scale(0.1)),
+        rc.masked(rc.scale(0.1), [True]),
+        rc.partition({"a": rc.top_k(1), "b": rc.scale(0.1)}, ["a"]),
+    ],
+    ids=["chain", "masked", "partition"],
+)
+def test_error_feedback_warns_of_what_is_no_compressor(inner: Any) -> None:
+    with pytest.warns(UserWarning, match=r"`inner` should .* `scale` .* `error_feedback` .*Got: "):
+        rc.error_feedback(inner)
+
+
+def test_a_scale_inside_error_feedback_comes_back() -> None:
+    """Which the warning says: the rate 0.1 is soon none, as what it takes off is owed."""
+    with pytest.warns(UserWarning):
+        inside = rc.error_feedback(rc.scale(0.1))
+    g = torch.ones(4)
+    state = inside.init(g)
+    for _ in range(99):
+        out, state = inside.update(g, state)
+    torch.testing.assert_close(out, g, rtol=1e-3, atol=0)
+
+
+def test_a_small_leaf_moves_under_error_feedback_with_at_least_one() -> None:
+    g = draw(1, 32)
+    for at_least, kept in ((0, 0), (1, 1), (3, 3), (99, 32)):
+        tx = rc.error_feedback(rc.top_q(0.99, at_least=at_least, param_ndim=None))
+        state = tx.init(g)
+        for _ in range(3):
+            out, state = tx.update(g, state)
+            assert int((out != 0).sum()) == kept
+
+
+def test_at_least_for_each_row_and_beside_a_q_for_each() -> None:
+    g, least = draw(4, 10), torch.tensor([0, 1, 2, 20])
+    for q, counts in ((1.0, [0, 1, 2, 10]), (torch.tensor([0.5, 1.0, 0.1, 0.9]), [5, 1, 9, 10])):
+        out = update(rc.top_q(q, at_least=least), g)
+        assert (out != 0).sum(1).tolist() == counts
+
+
+@pytest.mark.parametrize(
     ("make", "message"),
     [
         (lambda: rc.top_k(-1), "`k` must satisfy 0 <= k  Got: -1"),

@@ -49,6 +49,13 @@ def _total(grad, *, state):
 
 SAMPLES = {
     "masked": lambda: rc.masked(chain(rc.scale(2.0), total()), only_matrices),
+    "freeze": lambda: rc.freeze(only_matrices),
+    "selective_transform": lambda: rc.selective_transform(
+        chain(rc.scale(2.0), total()), freeze_mask=only_matrices
+    ),
+    "multi_transform": lambda: rc.multi_transform(
+        {"slow": rc.scale(0.1), "fast": total()}, slow_or_fast
+    ),
     "partition": lambda: rc.partition({"slow": rc.scale(0.1), "fast": total()}, slow_or_fast),
     "apply_if_finite": lambda: rc.apply_if_finite(chain(rc.scale(2.0), total()), 2),
     "conditionally": lambda: rc.conditionally(chain(rc.scale(2.0), total()), even_steps),
@@ -61,7 +68,7 @@ every = pytest.mark.parametrize("name", sorted(SAMPLES))
 
 
 def test_every_exported_combinator_is_under_the_laws():
-    modules = [f"rai_chain.links.{name}" for name in ("parts", "wrappers", "record")]
+    modules = [f"rai_chain.links.{name}" for name in ("parts", "wrappers", "record", "feedback")]
     exported = {n for n in rc.__all__ if getattr(vars(rc)[n], "__module__", "") in modules}
     assert exported - {"records", "sparsity", "global_norm"} == set(SAMPLES)
 

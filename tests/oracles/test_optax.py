@@ -375,6 +375,13 @@ def multi_steps(d: Draw) -> Case:
     return Case(theirs, rc.accumulate(inner, k, "mean" if mean else "sum"), moves=False)
 
 
+def frozen(theirs: Any, ours: Any) -> Callable[[Draw], Case]:
+    """A case of a mask behind an optimizer, or around one."""
+    return lambda d: Case(
+        theirs(optax.adam(d.lr, *d.adam), d.mask), ours(rc.adam(d.lr, *d.paired), d.mask)
+    )
+
+
 def lookahead(d: Draw) -> Case:
     args = d.whole(1, 5), d.between(0, 1)
     theirs = optax.lookahead(optax.adam(0.1, *d.adam), *args)
@@ -455,7 +462,15 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "chain, named_chain": chains,
     "stateless": stateless,
     "masked": masked,
-    "partition": partition,
+    "partition, multi_transform": partition,
+    "freeze": frozen(
+        lambda tx, mask: optax.chain(tx, optax.freeze(mask)),
+        lambda tx, mask: rc.chain(tx, rc.freeze(mask)),
+    ),
+    "selective_transform": frozen(
+        lambda tx, mask: optax.selective_transform(tx, freeze_mask=mask),
+        lambda tx, mask: rc.selective_transform(tx, freeze_mask=mask),
+    ),
     "apply_if_finite": if_finite,
     "conditionally": conditionally,
     "accumulate": multi_steps,

@@ -52,7 +52,10 @@ from benchmarks.timing import (
 )
 from benchmarks.works import Work, all_works
 
-pytestmark = pytest.mark.filterwarnings("ignore:TypedStorage is deprecated")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:TypedStorage is deprecated"),  # rai-toolbox
+    pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning"),  # foolbox
+]
 ONCE = Effort(seconds=0.0, least=2, most=2, sample=0.0)
 WORKS = [*all_works(), *scaling_works()]
 

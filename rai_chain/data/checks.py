@@ -137,9 +137,7 @@ def check_single(kind: type, values: Mapping[str, Any]) -> None:
     """Refuse a tensor of several numbers where an optimizer of torch takes one."""
     for name, value in values.items() if kind.__module__.startswith("torch.optim") else ():
         if isinstance(value, Tensor) and value.numel() != 1:
-            raise ValueError(
-                f"`{name}` must have one value for {kind.__name__}  Got: shape {tuple(value.shape)}"
-            )
+            raise ValueError(f"`{name}` must be one number  Got: {told(value)}")
 
 
 def write_back(target: Tensor, result: Tensor) -> Tensor:

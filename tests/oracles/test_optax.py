@@ -59,6 +59,7 @@ LEFT_OUT = {
     "scale_by_rss": "as adagrad",
     "GradientTransformation": "a type",
     "add_noise": "draws other numbers, of the variance that its own test asks for",
+    "perturbations": "rai-toolbox's, where optax has perturbed optimizers",
     "join_schedules": "is what schedules of several parts are made of",
 }
 

@@ -57,6 +57,7 @@ class GradientTransformation(torchopt.base.GradientTransformation):
     links: "tuple[Any, ...]"
     names: tuple[str, ...]
     shared: frozenset[str] = frozenset()  # bare keys that several links read
+    _still: bool | None = None
 
     def __new__(cls: type[_Self], init: Any = None, update: Any = None) -> Any:
         if cls is GradientTransformation:
@@ -365,31 +366,39 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             Flag().check("inplace", inplace)
         leaves, spec = flatten_given(updates)
         check_leaves(leaves, spec, "updates")
-        run = Run(spec, None)
+        run, states = Run(spec, None), self.unpack(state)
         if params is not None:
             run.params = leaves_like(params, spec, "params", "`updates`")
             check_leaves(run.params, spec, "params")
             check_shapes(leaves, run.params, spec)
-        states = self.unpack(state)
-        if extra:
-            run.extra = named_inputs(extra, run)
-        for link, own in zip(self.links, states, strict=True):
-            if link.needs_params and run.params is None:
-                raise ValueError(f"`params` is needed by {link!r}  Got: None")
-            if missing := sorted(link.needs - run.extra.keys()):
-                if missing != ["grad"]:
-                    raise ValueError(f"`{missing[-1]}` is needed by {link!r}  Got: nothing")
-                raw = [g.clone() if inplace and g is not None else g for g in leaves]
-                run.extra = {**run.extra, "grad": raw}
-            link.check_state(own, leaves, spec)
-        values = self.resolve(hyperparams, states)
+        elif asks := [link for link in self.links if link.needs_params]:
+            raise ValueError(f"`params` is needed by {asks[0]!r}  Got: None")
+        still = not (hyperparams or extra) and self._is_still(states)
+        if not still:
+            run.extra = named_inputs(self.links, extra, leaves, run, inplace)
+            for link, own in zip(self.links, states, strict=True):
+                link.check_state(own, leaves, spec)
+        values = (
+            [link.values for link in self.links] if still else self.resolve(hyperparams, states)
+        )
         for link, own in zip(self.links, values, strict=True):
             link.check_fit(own, leaves, run)
         if inplace:
             check_inplace(self.links, leaves, states, run, values)
-        run.plain = runs_plain([*leaves, *(run.params or ())], values)
+        run.plain = runs_plain([*leaves, *(run.params or ())], () if still else values)
         run.writable = [inplace and leaf is not None and not overlaps(leaf) for leaf in leaves]
         return leaves, run, states, values
+
+    def _is_still(self, states: list[State]) -> bool:
+        """Whether all links are of elements and numbers and keep nothing, as most calls are."""
+        if self._still is None:
+            self._still = all(
+                link.scope == "element"
+                and not (link.keeps(link.values) or link.needs)
+                and all(isinstance(v, int | float | None) for v in link.values.values())
+                for link in self.links
+            )
+        return self._still and states == [{}] * len(states)
 
     def pack(self, states: list[State]) -> Any:
         """The states of the links as one."""

@@ -151,4 +151,5 @@ def add(param: Tensor | None, update: Tensor | None) -> Tensor | None:
     """The parameter moved by an update, in the parameter's dtype."""
     if param is None or update is None:
         return param
-    return (param + update).to(param.dtype)
+    moved = param + update
+    return moved if moved.dtype == param.dtype else moved.to(param.dtype)

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import Buffer, Parameter
 
-_ORDINARY = frozenset({Tensor, Parameter, Buffer})
+ORDINARY = frozenset({Tensor, Parameter, Buffer})
 
 
 def is_plain(values: Iterable[object]) -> bool:
@@ -24,7 +24,7 @@ def is_plain(values: Iterable[object]) -> bool:
     grad = torch.is_grad_enabled()
     for value in values:
         if isinstance(value, Tensor) and (
-            type(value) not in _ORDINARY or (grad and value.requires_grad)
+            type(value) not in ORDINARY or (grad and value.requires_grad)
         ):
             return False
     return True

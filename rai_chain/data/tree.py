@@ -4,11 +4,15 @@ A tree is a tensor, or any nest of dict, list and tuple of tensors; ``None`` is 
 that passes through everything.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.utils import _pytree
+
+from .plain import ORDINARY
 
 Tree = Any  # a tensor, or a nest of dicts, lists and tuples of tensors
 Leaves = list[Tensor | None]
@@ -19,7 +23,25 @@ _TOO_DEEP = f"a tree must be nested at most {_DEPTH} deep  Got: a deeper one"
 
 def flatten(tree: Any) -> tuple[list[Any], Spec]:
     """The leaves of a tree in a fixed order, and what `unflatten` needs to undo it."""
+    kind = type(tree)
+    if kind in ORDINARY:
+        return [tree], _ONE
+    if kind is dict and not torch.compiler.is_compiling():
+        for key, value in tree.items():
+            if type(value) not in ORDINARY or type(key) is not str:
+                break
+        else:
+            return list(tree.values()), _of_keys(tuple(tree))
     return _pytree.tree_flatten(tree)
+
+
+_ONE = _pytree.tree_flatten(None)[1]  # of a tree that is one leaf
+
+
+@functools.lru_cache(maxsize=256)
+def _of_keys(keys: tuple[str, ...]) -> Spec:
+    """The structure of a dict of tensors; the same object for the same keys."""
+    return _pytree.tree_flatten(dict.fromkeys(keys))[1]
 
 
 def flatten_given(tree: Any) -> tuple[list[Any], Spec]:
@@ -39,6 +61,10 @@ def flatten_given(tree: Any) -> tuple[list[Any], Spec]:
 
 def unflatten(leaves: list[Any], spec: Spec) -> Any:
     """The tree of the given structure with the given leaves."""
+    if spec is _ONE and len(leaves) == 1:
+        return leaves[0]
+    if spec.type is dict and spec.num_nodes == spec.num_leaves + 1 == len(leaves) + 1:
+        return dict(zip(spec.context, leaves, strict=True))
     return _pytree.tree_unflatten(leaves, spec)
 
 
@@ -69,7 +95,7 @@ def leaves_like(tree: Any, spec: Spec, name: str, other: str) -> list[Any]:
         ValueError: another structure.
     """
     leaves, own = flatten(tree)
-    if own != spec:
+    if own is not spec and own != spec:
         leaves = []
         if not _collect(tree, spec, leaves, prefix=False):
             raise ValueError(

@@ -128,8 +128,10 @@ def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]
     return is_plain(seen)
 
 
-def named_inputs(extra: Mapping[str, Any], run: Run) -> dict[str, Any]:
-    """The inputs that a link may ask for by name; a tree of gradients as its leaves."""
+def named_inputs(
+    links: Sequence[Any], extra: Mapping[str, Any], leaves: Leaves, run: Run, inplace: bool
+) -> dict[str, Any]:
+    """The inputs that links ask for by name; a tree of gradients as its leaves."""
     for name, value in extra.items():
         if name not in ("value", "grad"):
             raise TypeError(f"`{name}` must be `value` or `grad`  Got: {told(value)}")
@@ -139,4 +141,9 @@ def named_inputs(extra: Mapping[str, Any], run: Run) -> dict[str, Any]:
     if "grad" in found:
         found["grad"] = leaves_like(found["grad"], run.spec, "grad", "`updates`")
         check_leaves(found["grad"], run.spec, "grad")
+    for link in links:
+        if missing := sorted(link.needs - found.keys()):
+            if missing != ["grad"]:
+                raise ValueError(f"`{missing[-1]}` is needed by {link!r}  Got: nothing")
+            found["grad"] = [g.clone() if inplace and g is not None else g for g in leaves]
     return found

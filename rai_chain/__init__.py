@@ -92,6 +92,7 @@ from .links.moments import (
 from .links.momentum import scale_by_lion, trace
 from .links.noise import add_noise
 from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
+from .links.parameter_free import polyak_sgd, prodigy, scale_by_polyak
 from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.projections import (
     box,
@@ -107,6 +108,7 @@ from .links.projections import (
 )
 from .links.proximal import group_soft_threshold, soft_threshold
 from .links.record import global_norm, record, records, sparsity
+from .links.schedule_free import schedule_free
 from .links.schedules import (
     constant_schedule,
     cosine_decay_schedule,
@@ -117,6 +119,7 @@ from .links.schedules import (
     piecewise_interpolate_schedule,
     polynomial_schedule,
 )
+from .links.sharpness import sam
 from .links.transforms import (
     bias,
     centralize,
@@ -224,7 +227,9 @@ __all__ = [
     "perturbations",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
+    "polyak_sgd",
     "polynomial_schedule",
+    "prodigy",
     "project_box",
     "project_l1_ball",
     "project_l2_ball",
@@ -239,6 +244,7 @@ __all__ = [
     "rmsprop",
     "rowwise",
     "rprop",
+    "sam",
     "scale",
     "scale_bias",
     "scale_by_adadelta",
@@ -254,6 +260,7 @@ __all__ = [
     "scale_by_nadam",
     "scale_by_param_block_norm",
     "scale_by_param_block_rms",
+    "scale_by_polyak",
     "scale_by_radam",
     "scale_by_rms",
     "scale_by_rprop",
@@ -261,6 +268,7 @@ __all__ = [
     "scale_by_stddev",
     "scale_by_trust_ratio",
     "scale_by_yogi",
+    "schedule_free",
     "selective_transform",
     "set_to_zero",
     "sgd",

@@ -57,6 +57,8 @@ from .links.optimizers import lion as lion
 from .links.optimizers import rmsprop as rmsprop
 from .links.optimizers import rprop as rprop
 from .links.optimizers import sgd as sgd
+from .links.parameter_free import polyak_sgd as polyak_sgd
+from .links.parameter_free import prodigy as prodigy
 from .links.parts import freeze as freeze
 from .links.parts import masked as masked
 from .links.parts import multi_transform as multi_transform
@@ -71,6 +73,7 @@ from .links.record import global_norm as global_norm
 from .links.record import record as record
 from .links.record import records as records
 from .links.record import sparsity as sparsity
+from .links.schedule_free import schedule_free as schedule_free
 from .links.schedules import constant_schedule as constant_schedule
 from .links.schedules import cosine_decay_schedule as cosine_decay_schedule
 from .links.schedules import exponential_decay as exponential_decay
@@ -79,6 +82,7 @@ from .links.schedules import linear_schedule as linear_schedule
 from .links.schedules import piecewise_constant_schedule as piecewise_constant_schedule
 from .links.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from .links.schedules import polynomial_schedule as polynomial_schedule
+from .links.sharpness import sam as sam
 from .links.wrappers import accumulate as accumulate
 from .links.wrappers import apply_if_finite as apply_if_finite
 from .links.wrappers import conditionally as conditionally
@@ -274,6 +278,14 @@ def scale_by_param_block_norm(min_scale: Hyper = 0.001) -> FunctionLink:
 
 def scale_by_param_block_rms(min_scale: Hyper = 0.001) -> FunctionLink:
     """Multiply each leaf by the root mean square of its parameter; `update` needs `params`."""
+
+def scale_by_polyak(
+    max_learning_rate: Hyper = 1.0,
+    f_min: Hyper = 0.0,
+    eps: Hyper = 0.0,
+    variant: Literal["sps", "sps+"] = "sps",
+) -> FunctionLink:
+    """Multiply by Polyak's step size, which follows from the loss; `update` needs `value`."""
 
 def scale_by_radam(betas: tuple[Hyper, ...] = ..., eps: Hyper = 1e-08) -> FunctionLink:
     """As `scale_by_adam`, with the root rectified for its few samples, left out in the first steps."""

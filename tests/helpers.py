@@ -3,6 +3,7 @@
 import copy
 
 import torch
+from torch.utils._pytree import tree_map
 
 
 def values(*shape, seed=0, dtype=torch.float32):
@@ -75,3 +76,14 @@ def tensors_in(nest):
     numbers = isinstance(nest, tuple) and all(isinstance(one, (int, float)) for one in nest)
     assert numbers or not isinstance(nest, (tuple, set)), nest  # as torch's betas are
     return []
+
+
+def given(tx):
+    """What a pipeline asks for in a pure call besides gradients: the loss, a gradient function."""
+    needs = set().union(*(link.needs for link in tx.links))
+    have = {"value": 0.7, "grad_fn": slope}
+    return {name: have[name] for name in needs & set(have)}
+
+
+def slope(params):
+    return tree_map(lambda x: None if x is None else 0.3 * x + 0.1, params)

@@ -226,8 +226,8 @@ class GradientTransformation(torchopt.base.GradientTransformation):
             params: the parameters, where a link needs them (`ValueError` says so).
             inplace: write the result into the tensors of `updates`.
             hyperparams: values for this call: key -> number, tensor, or tree like the params.
-            **extra: named inputs that a link asks for: `value`, the loss; `grad`, the raw
-                gradients where `updates` are something else.
+            **extra: named inputs that a link asks for: `value`, the loss; `grad`, the raw gradients
+                where `updates` are others; `grad_fn`, a function of params to gradients.
 
         Returns:
             The new updates and the new state. Parameter links contribute

@@ -92,10 +92,11 @@ class Wrapper(Link):
             raise TypeError(f"`{missing[0]}` must be given to {cls.label}  Got: nothing")
         inside = [link for t in self.inners.values() for link in t.links]
         self.phase = self.common_phase({link.phase for link in inside})
-        self.updates = any(t.updates for t in self.inners.values())
+        self.updates = cls.updates or any(t.updates for t in self.inners.values())
         self.completes = any(link.completes for link in inside)
-        self.needs = frozenset().union(*(link.needs for link in inside))
-        self.needs_params = self.phase != "gradient" or any(k.needs_params for k in inside)
+        self.needs = cls.needs.union(*(link.needs for link in inside))
+        needed = cls.needs_params or any(link.needs_params for link in inside)
+        self.needs_params = self.phase != "gradient" or needed
         self.values = {name: options[name] for name in cls.own}
         for prefix, t in self.inners.items():
             self.values |= {f"{prefix}{key}": value for key, value in t.hyperparams.items()}

@@ -2,16 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from ..data.checks import check_leaves, check_writable, name_of
-from ..data.messages import told
+from ..data.checks import check_leaves, check_shapes, check_writable, name_of
+from ..data.messages import check_function, told
 from ..data.plain import is_plain
 from ..data.rows import ParamNdim
-from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
+from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
 from .chunks import Call, apply_elementwise
 
 Scope = Literal["element", "row", "leaf", "tree"]
@@ -133,17 +134,29 @@ def named_inputs(
 ) -> dict[str, Any]:
     """The inputs that links ask for by name; a tree of gradients as its leaves."""
     for name, value in extra.items():
-        if name not in ("value", "grad"):
-            raise TypeError(f"`{name}` must be `value` or `grad`  Got: {told(value)}")
+        if name not in ("value", "grad", "grad_fn"):
+            raise TypeError(f"`{name}` must be `value`, `grad` or `grad_fn`  Got: {told(value)}")
         if name == "value" and not isinstance(value, (int, float, Tensor, type(None))):
             raise TypeError(f"`value` must be the loss, a number or a tensor  Got: {told(value)}")
     found = {name: value for name, value in extra.items() if value is not None}
     if "grad" in found:
         found["grad"] = leaves_like(found["grad"], run.spec, "grad", "`updates`")
         check_leaves(found["grad"], run.spec, "grad")
+    if "grad_fn" in found:
+        check_function("grad_fn", found["grad_fn"], "params")
+        found["grad_fn"] = partial(_gradients, found["grad_fn"], run.spec, run.params or [])
     for link in links:
         if missing := sorted(link.needs - found.keys()):
             if missing != ["grad"]:
                 raise ValueError(f"`{missing[-1]}` is needed by {link!r}  Got: nothing")
             found["grad"] = [g.clone() if inplace and g is not None else g for g in leaves]
     return found
+
+
+def _gradients(function: Any, spec: Spec, params: Leaves, moved: Leaves) -> Leaves:
+    """The gradients where some parameters are moved; None for those that are not."""
+    whole = [p if x is None else x for p, x in zip(params, moved, strict=True)]
+    grads = leaves_like(function(unflatten(whole, spec)), spec, "grad_fn", "`updates`")
+    check_leaves(grads, spec, "grad_fn")
+    check_shapes(grads, params, spec, "grad_fn")
+    return grads

@@ -12,6 +12,8 @@ from ..data.hyper import Bool, Decay, Range
 from ..data.tree import Tree, flatten, leaves_like, unflatten
 from .memory import average, weight, wide, zeros
 
+AVERAGES = ("params_ema", "schedule_free")  # the keys under which links keep one of parameters
+
 
 @elementwise(state=zeros("ema", counts=True))
 def ema(
@@ -72,10 +74,13 @@ def params_ema(
 
 
 def averaged_params(state: Any) -> Tree:
-    """The average that a `params_ema` keeps, a tree like the params; of half ones in float32.
+    """The average that a `params_ema` or `schedule_free` keeps, a tree like the params.
 
     Args:
-        state: of any pipeline with one `params_ema` in it.
+        state: of any pipeline with one of them in it.
+
+    Returns:
+        The tree; of parameters of a half type in float32.
 
     Raises:
         ValueError: the state has none, or several.
@@ -88,18 +93,21 @@ def averaged_params(state: Any) -> Tree:
 
     Source: this library.
     """
-    found = _averages(state)
+    found = averages_in(state)
     if len(found) != 1:
-        raise ValueError(f"`state` must have one `params_ema`  Got: {len(found)} of them")
+        raise ValueError(
+            f"`state` must have one `params_ema` or `schedule_free`  Got: {len(found)} of them"
+        )
     return found[0]
 
 
-def _averages(state: Any) -> list[Tree]:
-    if isinstance(state, dict) and "params_ema" in state:
-        return [state["params_ema"]]
+def averages_in(state: Any) -> list[Tree]:
+    """All averages of parameters in a nest of states."""
+    if not isinstance(state, (dict, list, tuple)):
+        return []
+    mine = [state[key] for key in AVERAGES if key in state] if isinstance(state, dict) else []
     parts = state.values() if isinstance(state, dict) else state
-    inside = parts if isinstance(state, (dict, list, tuple)) else ()
-    return [tree for part in inside for tree in _averages(part)]
+    return mine or [tree for part in parts for tree in averages_in(part)]
 
 
 def incremental_update(new_tensors: Tree, old_tensors: Tree, step_size: Any) -> Tree:

@@ -20,13 +20,14 @@ from .bound import Binding, Bound
 from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
+from .evaluation import evaluating
 from .hooks import HOOKS, HookMethods, hooks_of
 from .inner import Aside, build, builds, numbers_of, restored, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .params import check_closure, check_defaults, complete, groups_of
 from .states import STATES, Group
 from .step import StepOptimizer
-from .work import Work
+from .work import Work, again_of
 
 
 @shares_groups
@@ -261,7 +262,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                         loss = closure()
                 work = self._enter(bounds)
                 if not (self._compile and fast.compiled_step(self, work)):
-                    self._transform(work, loss)
+                    self._transform(work, loss, closure)
                     fast.bare_step(self.inner_opt)()
                 self._pending = work
         self._finish()
@@ -271,7 +272,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
         def transformed() -> Any:
             with torch.enable_grad():
                 loss = closure()
-            self._transform(self._enter(), loss)
+            self._transform(self._enter(), loss, closure)
             return loss
 
         return transformed
@@ -293,12 +294,13 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
                     one.leaves[i] = one.bound.params[i].grad = dense
         return work
 
-    def _transform(self, work: list[Work], loss: Any = None) -> None:
+    def _transform(self, work: list[Work], loss: Any = None, closure: Any = None) -> None:
         """Put every gradient through the links, in place."""
         self._pending = work
         inner = self.inner_opt if isinstance(self.inner_opt, StepOptimizer) else None
+        again = again_of(closure, self.param_groups)
         for one in work:
-            one.ask(loss, self._pipeline, *([inner._pipeline] if inner else []))
+            one.ask(loss, again, self._pipeline, *([inner._pipeline] if inner else []))
         if inner is not None:
             inner._given = {id(one.bound.group): one.extra for one in work}
         for one in work:
@@ -341,6 +343,8 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     def __getattr__(self, name: str) -> Any:
         """A method of the inner optimizer that this one lacks: `train`, `eval`, ..."""
         inner = self.__dict__.get("inner_opt")
+        if inner is not None and (method := evaluating(self, name)):
+            return method
         if inner is None or name.startswith("_") or not callable(getattr(inner, name, None)):
             raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(inner, name)

@@ -14,6 +14,7 @@ Group = dict[str, Any]
 LINKS = "links"  # the key of `optimizer.state[param]` under which links keep something
 STATES = "link_states"  # the param-group key of what links keep once
 UNSEEN = "unseen"
+TRAINING = "training"  # the key there of a parameter, while an average is in its place
 ENDED = ".ended"  # the key there of the schedules over which a number was written
 
 
@@ -82,6 +83,8 @@ class Keeper:
         if link.keeps_leaves:
             for i, (p, leaf) in enumerate(zip(group["params"], leaves, strict=True)):
                 held = state.get(p) if leaf is not None else None
+                if held and TRAINING in held:
+                    raise ValueError("`train()` must be called before `step`  Got: `eval()`")
                 mine[i] = held.get(LINKS, {}).get(self.name) if held else None
                 if mine[i] is None and leaf is not None:
                     fresh[i] = p

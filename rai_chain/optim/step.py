@@ -12,10 +12,11 @@ from ..data.checks import check_leaves
 from ..data.messages import told
 from .bound import Binding
 from .checkpoint import load, reduced
+from .evaluation import evaluating
 from .layout import Pipeline
 from .params import check_closure, groups_of
 from .states import Group
-from .work import Work
+from .work import Work, again_of
 
 
 class StepOptimizer(Binding, Optimizer):
@@ -91,12 +92,19 @@ class StepOptimizer(Binding, Optimizer):
             if id(one.bound.group) in given:
                 one.extra = given[id(one.bound.group)]
             else:
-                one.ask(loss, self._pipeline)
+                one.ask(loss, again_of(closure, self.param_groups), self._pipeline)
         for one in work:
             one.move()
         for one in work:
             one.commit(self.state)
         return loss
+
+    def __getattr__(self, name: str) -> Any:
+        """`eval` and `train`, where the link keeps an average of the parameters."""
+        method = evaluating(self, name) if "_pipeline" in self.__dict__ else None
+        if method is None:
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return method
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a param group; what it does not give it takes from `defaults`."""

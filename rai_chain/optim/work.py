@@ -1,8 +1,11 @@
 """One step of a param group: gathered, checked, taken, and kept when it has been taken whole."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
+
+import torch
 
 from ..data.tree import Leaves
 from ..engine.run import Phase, State, run_links, runs_plain
@@ -84,14 +87,17 @@ class Work:
         if bound.moving:
             self.later |= bound.show(0, self.states[0])
 
-    def ask(self, loss: Any, *pipelines: Pipeline) -> None:
-        """Keep what links ask for by name: the loss, and the gradients as they came."""
+    def ask(self, loss: Any, regrad: Any, *pipelines: Pipeline) -> None:
+        """Keep what links ask for by name: the loss, the gradients as they came and elsewhere."""
         for link in (link for pipeline in pipelines for link in pipeline.links if link.needs):
+            if "grad_fn" in link.needs and regrad is None:
+                raise ValueError(f"`closure` must be given to step, for {link!r}  Got: None")
             if "value" in link.needs and loss is None:
                 raise ValueError(f"`closure` must return the loss, which {link!r} needs  Got: None")
             if "grad" in link.needs and "grad" not in self.extra:
                 self.extra["grad"] = [None if g is None else g.clone() for g in self.leaves]
             self.extra["value"] = loss
+            self.extra["grad_fn"] = partial(regrad, self.bound.params) if regrad else None
 
     def commit(self, state: Any) -> None:
         """Keep what the links keep, and show the schedules' values of the next step."""
@@ -104,3 +110,39 @@ class Work:
             bound.group.update(self.later)
             bound.shown |= self.later
             bound.note()
+
+
+def again_of(closure: Any, groups: list[Group]) -> Any:
+    """A function of some parameters and of where they are to be, to the gradients there."""
+    every = [p for group in groups for p in group["params"]]
+    return None if closure is None else partial(_regrad, closure, every)
+
+
+def _regrad(closure: Callable[[], Any], every: Leaves, params: Leaves, moved: Leaves) -> Leaves:
+    """The gradients of a closure where some parameters are moved; all is put back, to the bit.
+
+    Args:
+        closure: leaves gradients.
+        every: all parameters of the optimizer.
+        params, moved: those of a group, and where they are to be; None for where they are.
+    """
+    before = [(p, p.grad) for p in every if p is not None]
+    kept = [None if x is None else p.detach().clone() for p, x in zip(params, moved, strict=True)]  # type: ignore[union-attr]
+    try:
+        _write(params, moved)
+        for p, _ in before:
+            p.grad = None
+        with torch.enable_grad():
+            closure()
+        return [None if p is None else p.grad for p in params]
+    finally:
+        _write(params, kept)
+        for p, grad in before:
+            p.grad = grad
+
+
+def _write(params: Leaves, values: Leaves) -> None:
+    with torch.no_grad():
+        for p, value in zip(params, values, strict=True):
+            if p is not None and value is not None:
+                p.copy_(value)

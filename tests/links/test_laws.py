@@ -4,10 +4,13 @@ import copy
 import io
 import pickle
 import warnings
+from functools import partial
 
 import pytest
 import torch
+from helpers import given
 from test_wrappers import SAMPLES as COMBINATORS
+from test_wrappers import step, update
 from torch.func import grad, vmap
 
 import rai_chain
@@ -95,8 +98,8 @@ def run(tx, g, p, state=None, **options):
     """One use of a link in its phase: the new updates, or the new parameters."""
     state = tx.init(p) if state is None else state
     if all(link.phase == "gradient" for link in tx.links):
-        return tx.update(g, state, params=p, **options)[0]
-    return tx.step(p, g, state, **options)[0]
+        return update(tx, g, state, params=p, **options)[0]
+    return step(tx, p, g, state, **options)[0]
 
 
 def same(a, b):
@@ -122,12 +125,12 @@ def test_pure(name):
     g = {"a": draw(3, 4, seed=2), "b": [draw(5, seed=3), None]}
     state = tx.init(p)
     before = copy.deepcopy((p, g, state))
-    first, new_state = tx.step(p, g, state)
-    again, _ = tx.step(p, g, state)
-    tx.update(g, state, params=p)
+    first, new_state = step(tx, p, g, state)
+    again, _ = step(tx, p, g, state)
+    update(tx, g, state, params=p)
     assert same((p, g, state), before)
     assert same(first, again)
-    tx.step(first, g, new_state)
+    step(tx, first, g, new_state)
     assert same(first, again)
 
 
@@ -135,8 +138,8 @@ def test_pure(name):
 def test_inplace_equals_pure(name):
     tx, p = make(name), {"a": draw(3, 4), "b": draw(2, 3, 5, seed=1)}
     g = {"a": draw(3, 4, seed=2), "b": draw(2, 3, 5, seed=3)}
-    pure, _ = tx.update(g, tx.init(p), params=p)
-    inplace, _ = tx.update(g, tx.init(p), params=p, inplace=True)
+    pure, _ = update(tx, g, tx.init(p), params=p)
+    inplace, _ = update(tx, g, tx.init(p), params=p, inplace=True)
     assert same(pure, inplace)
     assert all(inplace[k] is g[k] for k in g)
 
@@ -149,14 +152,14 @@ def test_any_layout(name, layout, inplace):
     g, p = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=1)
     if layout == "expanded":
         g = draw(2, 3, 1, 1).expand(2, 3, 4, 5)
-    expected, _ = tx.update(g.contiguous(), tx.init(p), params=p)
+    expected, _ = update(tx, g.contiguous(), tx.init(p), params=p)
     other = {
         "transposed": lambda: g.transpose(1, 3).contiguous().transpose(1, 3),
         "channels_last": lambda: g.to(memory_format=torch.channels_last),
         "strided": lambda: torch.stack([g, g], -1)[..., 0],
         "expanded": lambda: g,
     }[layout]()
-    result, _ = tx.update(other, tx.init(p), params=p, inplace=inplace)
+    result, _ = update(tx, other, tx.init(p), params=p, inplace=inplace)
     torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-7)
     if inplace and layout != "expanded":
         assert result is other
@@ -245,8 +248,8 @@ def test_vmap_over_every_hyperparameter(name):
 def test_override_equals_construction(name):
     g, p = draw(3, 4), draw(3, 4, seed=1)
     for key, value in tensorable(name).items():
-        for given in (value * 0.8, torch.tensor(value * 0.8, dtype=torch.float64)):
-            overridden = run(make(name), g, p, hyperparams={key: given})
+        for other in (value * 0.8, torch.tensor(value * 0.8, dtype=torch.float64)):
+            overridden = run(make(name), g, p, hyperparams={key: other})
             torch.testing.assert_close(
                 overridden, run(make(name, **{key: value * 0.8}), g, p), rtol=1e-6, atol=1e-7
             )
@@ -258,13 +261,13 @@ def test_schedule_of_every_hyperparameter(name):
     for key, value in tensorable(name).items():
         tx = make(name, **{key: lambda step, value=value: value * (1.0 - 0.1 * step)})
         state = tx.init(p)
-        for step in range(3):
+        for n in range(3):
             own = {} if not isinstance(state, dict) else state
-            assert int(own["step"]) == step
-            constant = make(name, **{key: value * (1.0 - 0.1 * step)})
+            assert int(own["step"]) == n
+            constant = make(name, **{key: value * (1.0 - 0.1 * n)})
             kept = {k: own[k] for k in constant.init(p)}
-            expected, _ = constant.update(g, kept or (), params=p)
-            result, state = tx.update(g, state, params=p)
+            expected, _ = update(constant, g, kept or (), params=p)
+            result, state = update(tx, g, state, params=p)
             torch.testing.assert_close(result, expected, rtol=1e-6, atol=1e-6)
 
 
@@ -272,9 +275,9 @@ def test_schedule_of_every_hyperparameter(name):
 def test_compiled_equals_eager(name):
     tx, g, p = make(name), {"a": draw(3, 4)}, {"a": draw(3, 4, seed=1)}
     torch.compiler.reset()
-    compiled = torch.compile(tx.step, fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(partial(tx.step, **given(tx)), fullgraph=True, backend="aot_eager")
     state = tx.init(p)
-    eager_p, eager_state = tx.step(p, g, state)
+    eager_p, eager_state = step(tx, p, g, state)
     compiled_p, compiled_state = compiled(p, g, state)
     torch.testing.assert_close(compiled_p, eager_p, rtol=1e-6, atol=1e-7)
     assert same(compiled_state, eager_state)
@@ -300,18 +303,18 @@ def test_derivative(name):
 @every
 def test_persists(name):
     tx, p, g = make(name), {"a": draw(3, 4)}, {"a": draw(3, 4, seed=1)}
-    state = tx.step(p, g, tx.init(p))[1]
+    state = step(tx, p, g, tx.init(p))[1]
     file = io.BytesIO()
     torch.save(state, file)
     file.seek(0)
     loaded = torch.load(file, weights_only=True)
-    expected = tx.step(p, g, state)
+    expected = step(tx, p, g, state)
     twins = [pickle.loads(pickle.dumps(tx)), copy.deepcopy(tx)]
     if name not in COMBINATORS:  # whose functions print as their names
         twins.append(eval(repr(tx), {**vars(rai_chain), "inf": float("inf")}))
     for twin in twins:
         assert repr(twin) == repr(tx)
-        assert same(twin.step(p, g, loaded), expected)
+        assert same(step(twin, p, g, loaded), expected)
 
 
 @every
@@ -324,8 +327,12 @@ def test_every_hyperparameter_is_seen_and_checked(name):
             with pytest.raises((TypeError, ValueError), match=f"`{key}`"):
                 make(name, **{key: bad})
         with pytest.raises((TypeError, ValueError), match=f"`{key_inside}`"):
-            tx.update(
-                draw(3, 4), tx.init(draw(3, 4)), params=draw(3, 4), hyperparams={key: "nonsense"}
+            update(
+                tx,
+                draw(3, 4),
+                tx.init(draw(3, 4)),
+                params=draw(3, 4),
+                hyperparams={key: "nonsense"},
             )
 
 
@@ -341,7 +348,9 @@ def test_refuses_what_is_not_a_dense_real_floating_tensor(name):
         with pytest.raises(TypeError, match=r"`params\['w'\]`.* must"):
             tx.init({"w": leaf})
         with pytest.raises(TypeError, match=r"`updates\['w'\]`.* must"):
-            tx.update({"w": leaf}, tx.init({"w": torch.ones(2, 2)}), params={"w": torch.ones(2, 2)})
+            update(
+                tx, {"w": leaf}, tx.init({"w": torch.ones(2, 2)}), params={"w": torch.ones(2, 2)}
+            )
 
 
 @every

@@ -150,6 +150,11 @@ def check_compile(optimizer: Any, bounds: Sequence[Bound]) -> None:
                 raise ValueError(
                     f"`compile` must be False for a link with a state or hooks  Got: {link!r}"
                 )
+            if link.needs:
+                raise ValueError(
+                    f"`compile` must be False for a link that needs {' and '.join(link.needs)}  "
+                    f"Got: {link!r}"
+                )
 
 
 def _is_stateless(link: Link, values: Group) -> bool:

@@ -161,7 +161,12 @@ def identity() -> FunctionLink:
     """Return updates as they are."""
 
 def l1_ball(
-    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+    epsilon: Hyper,
+    center: Hyper | None = None,
+    *,
+    low: Hyper | None = None,
+    high: Hyper | None = None,
+    param_ndim: ParamNdim = ...,
 ) -> FunctionLink:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point."""
 
@@ -172,14 +177,25 @@ def l1q_oracle(q: Hyper, epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> Func
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements."""
 
 def l2_ball(
-    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+    epsilon: Hyper,
+    center: Hyper | None = None,
+    *,
+    low: Hyper | None = None,
+    high: Hyper | None = None,
+    param_ndim: ParamNdim = ...,
 ) -> FunctionLink:
     """Keep each row within Euclidean distance `epsilon` of `center`."""
 
 def l2_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by the point s of the L2 ball that minimises <g, s>."""
 
-def linf_ball(epsilon: Hyper, center: Hyper | None = None) -> FunctionLink:
+def linf_ball(
+    epsilon: Hyper,
+    center: Hyper | None = None,
+    *,
+    low: Hyper | None = None,
+    high: Hyper | None = None,
+) -> FunctionLink:
     """Keep each element within `epsilon` of `center`."""
 
 def linf_oracle(epsilon: Hyper) -> FunctionLink:

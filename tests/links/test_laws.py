@@ -44,9 +44,14 @@ VARIANTS = {
     "normalize, 1": {"p": 1},
     "normalize, inf": {"p": float("inf")},
     "clip_by_norm, 1": {"p": 1},
-    "linf_ball, around": {"center": 0.1},
-    "l2_ball, around": {"center": 0.1},
-    "l1_ball, around": {"center": 0.1},
+    "linf_ball, around": {"center": 0.1, "low": None, "high": None},
+    "l2_ball, around": {"center": 0.1, "low": None, "high": None},
+    "l1_ball, around": {"center": 0.1, "low": None, "high": None},
+    "linf_ball, alone": {"low": None, "high": None},
+    "l2_ball, alone": {"low": None, "high": None},
+    "l1_ball, alone": {"low": None, "high": None},
+    "l2_ball, behind": {"center": 0.5, "low": None, "high": 0.3},
+    "l1_ball, behind": {"center": 0.5, "low": None, "high": 0.3},
     "frank_wolfe_step, constant": {"lr": 0.5, "use_default_lr_schedule": False},
 }
 # Every link of rows takes the whole tree as one row.

@@ -154,10 +154,10 @@ def _scale_of_squares(values: Tensor, squares: Tensor) -> Tensor | None:
         return None
     big = values.abs().amax(1, keepdim=True)
     odd &= (big > 0) & (big < torch.inf)
-    return torch.where(odd, _power_of_two(big), 1.0)
+    return torch.where(odd, power_of_two(big), 1.0)
 
 
-def _power_of_two(big: Tensor) -> Tensor:
+def power_of_two(big: Tensor) -> Tensor:
     """The power of two, of at most 1000, that brings a number near 1."""
     exponent = torch.frexp(big).exponent.long().clamp(-1000, 1000)
     return ((1023 - exponent) << 52).view(torch.float64)
@@ -186,11 +186,11 @@ def _simplex(rows: Tensor, _: Tensor | None, radius: Tensor) -> Tensor:
 
 
 def _l1(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
-    offset, lost = _offset(rows, center)
+    offset, lost = offset_of(rows, center)
     size = offset.abs()
     hi, lo = exact_total(size, torch.where(offset < 0, -lost, lost))
     inside = (hi - radius) + lo <= 0.0
-    far = _power_of_two(size.amax(1, keepdim=True))
+    far = power_of_two(size.amax(1, keepdim=True))
     scale = torch.where((hi > 1e290) & size.isfinite().all(1, True), far, _unit(radius))
     over, whole = _over_threshold(size, radius * scale, scale)
     moved = torch.copysign(_unscaled(over * (radius * scale / whole * INWARDS), scale), offset)
@@ -198,12 +198,12 @@ def _l1(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
 
 
 def _l2(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
-    offset, lost = _offset(rows, center)
-    hi, lo = _exact_squares(offset, lost)
+    offset, lost = offset_of(rows, center)
+    hi, lo = exact_squares(offset, lost)
     scale = _scale_of_squares(offset, hi)
     if scale is not None:
         offset, lost = offset * scale, lost * scale
-        hi, lo = _exact_squares(offset, lost)
+        hi, lo = exact_squares(offset, lost)
     near, near_lost = square((radius if scale is None else radius * scale).clamp(max=1e150))
     inside = (hi - near) + (lo - near_lost) <= 0.0
     ends = offset.isinf()  # the limit: infinite elements are equally large, the rest is nothing
@@ -215,12 +215,12 @@ def _l2(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
     return torch.where(inside | (radius == torch.inf), rows, inwards(center, moved, rows.dtype))
 
 
-def _exact_squares(v: Tensor, e: Tensor) -> Pair:
+def exact_squares(v: Tensor, e: Tensor) -> Pair:
     hi, lo = square(v)
     return exact_total(hi, lo + 2.0 * v * e)
 
 
-def _offset(rows: Tensor, center: Tensor | None) -> Pair:
+def offset_of(rows: Tensor, center: Tensor | None) -> Pair:
     if center is None:
         return rows.double(), rows.new_zeros((), dtype=torch.float64)
     return two_sum(rows.double(), -center.double())

@@ -30,13 +30,13 @@ def simplex(rows: Tensor, scale: Any, out: Tensor | None = None) -> Tensor:
 
     Source: Duchi et al., 2008; Michelot, 1986.
     """
-    scale = _column(scale, rows)
+    scale = column(scale, rows)
     if is_plain((rows, scale, out)):
-        return _project(rows.detach(), None, scale, SIMPLEX, out)
+        return project(rows.detach(), None, scale, SIMPLEX, out)
     value = _operator(rows.detach(), None, scale.detach(), SIMPLEX)
     x, active = rows.double(), value > 0
-    shift = (torch.where(active, x, 0.0).sum(1, True) - scale) / _count(active)
-    return _with_slope(value, torch.where(active, x - shift, 0.0))
+    shift = (torch.where(active, x, 0.0).sum(1, True) - scale) / count(active)
+    return with_slope(value, torch.where(active, x - shift, 0.0))
 
 
 def l1_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = None) -> Tensor:
@@ -50,15 +50,15 @@ def l1_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = 
 
     Source: Duchi et al., 2008; Michelot, 1986.
     """
-    radius, center = _column(radius, rows), _center(center, rows)
+    radius, center = column(radius, rows), _center(center, rows)
     if is_plain((rows, radius, center, out)):
-        return _project(rows.detach(), center, radius, L1, out)
+        return project(rows.detach(), center, radius, L1, out)
     value, outside, origin = _seen(rows, center, radius, L1)
     offset, active = rows.double() - origin, (value != origin) & outside
     size = offset.abs()
-    shift = (torch.where(active, size, 0.0).sum(1, True) - radius) / _count(active)
+    shift = (torch.where(active, size, 0.0).sum(1, True) - radius) / count(active)
     moved = origin + torch.where(active, offset.detach().sign() * (size - shift), 0.0)
-    return torch.where(outside, _with_slope(value, moved), rows)
+    return torch.where(outside, with_slope(value, moved), rows)
 
 
 def l2_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = None) -> Tensor:
@@ -66,13 +66,13 @@ def l2_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = 
 
     Args: as in `l1_ball`.
     """
-    radius, center = _column(radius, rows), _center(center, rows)
+    radius, center = column(radius, rows), _center(center, rows)
     if is_plain((rows, radius, center, out)):
-        return _project(rows.detach(), center, radius, L2, out)
+        return project(rows.detach(), center, radius, L2, out)
     value, outside, origin = _seen(rows, center, radius, L2)
     offset = torch.where(outside, rows.double() - origin, 1.0)
     moved = origin + offset / row_norm(offset, 2) * torch.where(outside, radius, 1.0)
-    return torch.where(outside, _with_slope(value, moved), rows)
+    return torch.where(outside, with_slope(value, moved), rows)
 
 
 def linf_ball(x: Tensor, radius: Any, center: Any = None, out: Tensor | None = None) -> Tensor:
@@ -108,22 +108,25 @@ def _bound(center: Tensor | None, radius: Tensor, dtype: torch.dtype) -> Tensor:
     value = fallback.inwards(None if center is None else center.detach(), radius.detach(), dtype)
     if is_plain((center, radius)):
         return value
-    return _with_slope(value, radius if center is None else center.double() + radius)
+    return with_slope(value, radius if center is None else center.double() + radius)
 
 
 # ------------------------------------------------------------------ their arithmetic
 
 
-def _column(radius: Any, rows: Tensor) -> Tensor:
+def column(radius: Any, rows: Tensor) -> Tensor:
     """A radius for each row, (N, 1) float64."""
-    column = torch.as_tensor(radius, dtype=torch.float64, device=rows.device)
-    return column.reshape(-1, 1).expand(rows.shape[0], 1)
+    each = torch.as_tensor(radius, dtype=torch.float64, device=rows.device)
+    return each.reshape(-1, 1).expand(rows.shape[0], 1)
+
+
+def as_rows(value: Any, rows: Tensor) -> Tensor:
+    """A number for each element, (N, D) of the rows' dtype."""
+    return torch.as_tensor(value, dtype=rows.dtype, device=rows.device).expand(rows.shape)
 
 
 def _center(center: Any, rows: Tensor) -> Tensor | None:
-    if center is None:
-        return None
-    return torch.as_tensor(center, dtype=rows.dtype, device=rows.device).expand(rows.shape)
+    return None if center is None else as_rows(center, rows)
 
 
 def _seen(
@@ -138,17 +141,17 @@ def _seen(
     return value, (value != rows).any(1, keepdim=True), origin
 
 
-def _count(active: Tensor) -> Tensor:
+def count(active: Tensor) -> Tensor:
     return active.sum(1, keepdim=True).clamp(min=1)
 
 
-def _with_slope(value: Tensor, formula: Tensor) -> Tensor:
+def with_slope(value: Tensor, formula: Tensor) -> Tensor:
     """The value of the one with the derivative of the other."""
     slope = formula - formula.detach()
     return value + torch.where(slope == 0.0, slope, 0.0).to(value.dtype)
 
 
-def _project(
+def project(
     rows: Tensor, center: Tensor | None, radius: Tensor, kind: int, out: Tensor | None = None
 ) -> Tensor:
     if not rows.numel():
@@ -164,5 +167,5 @@ def _fake(rows: Tensor, center: Tensor | None, radius: Tensor, kind: int) -> Ten
 
 
 _operator = operator(
-    "project(Tensor rows, Tensor? center, Tensor radius, int kind) -> Tensor", _project, _fake
+    "project(Tensor rows, Tensor? center, Tensor radius, int kind) -> Tensor", project, _fake
 )

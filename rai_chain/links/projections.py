@@ -4,6 +4,11 @@ The projections are Euclidean. A point inside its set keeps its bits; a point ou
 the boundary, rounded inwards: in exact arithmetic it is never outside, whatever the dtype. An
 infinite element means the limit as it grows, several of them growing equally; NaN makes its row
 NaN.
+
+Each ball takes the bounds of a box. The result is then the nearest point of both, where the ball
+and then the box would leave a part of the radius unused. Where no point is in both, it is the one
+of the box that is nearest to the center. Where the center is in the box, the ball's promises hold
+as they do without one; else the box's do, and the ball's to rounding.
 """
 
 import functools
@@ -14,11 +19,11 @@ from typing import Any
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..core.link import Factory
+from ..core.link import Link
 from ..data.hyper import Bound, NonNegative, Optional, RowNonNegative
 from ..data.messages import arguments
 from ..data.tree import Tree
-from ..kernels import sets
+from ..kernels import boxed, sets
 from .transforms import check_interval, clamped
 
 # ------------------------------------------------------------------ the sets
@@ -27,6 +32,10 @@ from .transforms import check_interval, clamped
 def _check_box(values: dict[str, Any]) -> None:
     if values["low"] is None and values["high"] is None:
         raise ValueError("`low` or `high` must be given  Got: None for both")
+    _check_order(values)
+
+
+def _check_order(values: dict[str, Any]) -> None:
     check_interval("low", values["low"], "high", values["high"])
 
 
@@ -53,18 +62,26 @@ def box(
     return clamped(param, low, high, out)
 
 
-@elementwise(phase="parameter")
+@elementwise(phase="parameter", check=_check_order)
 def linf_ball(
-    param: Tensor, epsilon: NonNegative, center: Optional = None, *, out: Tensor | None = None
+    param: Tensor,
+    epsilon: NonNegative,
+    center: Optional = None,
+    *,
+    low: Bound = None,
+    high: Bound = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Keep each element within `epsilon` of `center`.
 
     Args:
         epsilon: radius, >= 0.
         center: a number, a tensor that broadcasts to the parameter, or None for the origin.
+        low, high: bounds for each element: numbers, tensors that broadcast to the parameter, or
+            None; low <= high.
 
     Raises:
-        ValueError: epsilon < 0.
+        ValueError: epsilon < 0, or low > high.
 
     Example:
         >>> import torch
@@ -73,22 +90,31 @@ def linf_ball(
 
     Source: projected gradient descent (Madry et al. 2017, arXiv 1706.06083).
     """
-    return sets.linf_ball(param, epsilon, center, out)
+    param = sets.linf_ball(param, epsilon, center, out)
+    return param if low is None and high is None else clamped(param, low, high, out)
 
 
-@rowwise(phase="parameter")
+@rowwise(phase="parameter", check=_check_order)
 def l2_ball(
-    rows: Tensor, epsilon: RowNonNegative, center: Optional = None, *, out: Tensor | None = None
+    rows: Tensor,
+    epsilon: RowNonNegative,
+    center: Optional = None,
+    *,
+    low: Bound = None,
+    high: Bound = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Keep each row within Euclidean distance `epsilon` of `center`.
 
     Args:
         epsilon: radius, >= 0.
         center: a number, a tensor shaped like the parameter, or None for the origin.
+        low, high: bounds for each element: numbers, tensors that broadcast to the parameter, or
+            None; low <= high.
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
-        ValueError: epsilon < 0.
+        ValueError: epsilon < 0, or low > high.
 
     Example:
         >>> import torch
@@ -97,31 +123,47 @@ def l2_ball(
 
     Source: projected gradient descent (Madry et al. 2017, arXiv 1706.06083).
     """
-    return sets.l2_ball(rows, epsilon, center, out)
+    if low is None and high is None:
+        return sets.l2_ball(rows, epsilon, center, out)
+    return boxed.ball_in_box(rows, epsilon, center, low, high, sets.L2)
 
 
-@rowwise(phase="parameter")
+@rowwise(phase="parameter", check=_check_order)
 def l1_ball(
-    rows: Tensor, epsilon: RowNonNegative, center: Optional = None, *, out: Tensor | None = None
+    rows: Tensor,
+    epsilon: RowNonNegative,
+    center: Optional = None,
+    *,
+    low: Bound = None,
+    high: Bound = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point.
 
     Args:
         epsilon: radius, >= 0.
         center: a number, a tensor shaped like the parameter, or None for the origin.
+        low, high: bounds for each element: numbers, tensors that broadcast to the parameter, or
+            None; low <= high.
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
-        ValueError: epsilon < 0.
+        ValueError: epsilon < 0, or low > high.
 
     Example:
         >>> import torch
         >>> l1_ball(1.0).map(torch.tensor([[0.5, -1.0, 0.1]]))
         tensor([[ 0.2500, -0.7500,  0.0000]])
+        >>> l1_ball(1.5, low=0.0, high=1.0).map(torch.tensor([[3.0, 0.75, -1.0]]))
+        tensor([[1.0000, 0.5000, 0.0000]])
 
-    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML.
+    Source: Duchi et al. 2008, "Efficient projections onto the l1-ball", ICML; in a box: Croce and
+    Hein 2021, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", arXiv
+    2103.01208.
     """
-    return sets.l1_ball(rows, epsilon, center, out)
+    if low is None and high is None:
+        return sets.l1_ball(rows, epsilon, center, out)
+    return boxed.ball_in_box(rows, epsilon, center, low, high, sets.L1)
 
 
 @rowwise(phase="parameter")
@@ -148,7 +190,7 @@ def simplex(rows: Tensor, scale: RowNonNegative = 1.0, *, out: Tensor | None = N
 # ------------------------------------------------------------------ plain functions
 
 
-def _plain(factory: Factory, example: str) -> Callable[..., Tree]:
+def plain(factory: Callable[..., Link], example: str) -> Callable[..., Tree]:
     """The function on trees that applies a parameter link to parameters."""
 
     name = f"project_{factory.__name__}"
@@ -186,16 +228,16 @@ def _plain(factory: Factory, example: str) -> Callable[..., Tree]:
     return project
 
 
-project_box = _plain(box, "torch.tensor([2.0, -1.0]), 0.0, 1.0)\n        tensor([1., 0.])")
-project_linf_ball = _plain(
+project_box = plain(box, "torch.tensor([2.0, -1.0]), 0.0, 1.0)\n        tensor([1., 0.])")
+project_linf_ball = plain(
     linf_ball, "torch.tensor([2.0, -0.1]), 0.5)\n        tensor([ 0.5000, -0.1000])"
 )
-project_l2_ball = _plain(
+project_l2_ball = plain(
     l2_ball, "torch.tensor([[3.0, 4.0]]), 1.0)\n        tensor([[0.6000, 0.8000]])"
 )
-project_l1_ball = _plain(
+project_l1_ball = plain(
     l1_ball, "torch.tensor([[0.5, -1.0]]), 1.0)\n        tensor([[ 0.2500, -0.7500]])"
 )
-project_simplex = _plain(
+project_simplex = plain(
     simplex, "torch.tensor([[0.5, 1.0]]), 1.0)\n        tensor([[0.2500, 0.7500]])"
 )

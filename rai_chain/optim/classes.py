@@ -19,6 +19,8 @@ from .adapter import ParamTransformingOptimizer
 from .chained import ChainedParamTransformingOptimizer
 from .states import Group
 
+NO_BOX: Group = {"center": None, "low": None, "high": None}  # of a ball, here around the origin
+
 
 @elementwise(phase="parameter", check=check_bounds)
 def clamp_parameter(
@@ -127,7 +129,7 @@ class _LpNormOptimizer(ParamTransformingOptimizer):
     @property
     def fixed(self) -> Group:  # type: ignore[override]
         """What is no param-group key."""
-        return {"p": self.p, "div_by_zero_eps": self.div_by_zero_eps, "center": None}
+        return {"p": self.p, "div_by_zero_eps": self.div_by_zero_eps, **NO_BOX}
 
     @property
     def p(self) -> int | float:
@@ -282,6 +284,7 @@ class LinfProjectedOptim(SignedGradientOptim):
     """
 
     links: ClassVar[tuple[Any, ...]] = (sign, linf_ball)
+    fixed: ClassVar[Group] = NO_BOX
     takes = "epsilon param_ndim=None grad_scale grad_bias defaults"
 
 

@@ -33,6 +33,8 @@ SAMPLES = {
     "k": 2,
     "levels": 4,
     "eta_plus": 3.0,
+    "normal": 0.7,
+    "offset": 0.2,
 }
 FACTORIES = {
     name: factory
@@ -47,13 +49,23 @@ VARIANTS = {
     "normalize, 1": {"p": 1},
     "normalize, inf": {"p": float("inf")},
     "clip_by_norm, 1": {"p": 1},
-    "linf_ball, around": {"center": 0.1},
-    "l2_ball, around": {"center": 0.1},
-    "l1_ball, around": {"center": 0.1},
     "linf_oracle, around": {"center": 0.1},
     "l2_oracle, around": {"center": 0.1},
     "l1_oracle, around": {"center": 0.1},
     "l1q_oracle, around": {"center": 0.1},
+    "linf_ball, around": {"center": 0.1, "low": None, "high": None},
+    "l2_ball, around": {"center": 0.1, "low": None, "high": None},
+    "l1_ball, around": {"center": 0.1, "low": None, "high": None},
+    "linf_ball, alone": {"low": None, "high": None},
+    "l2_ball, alone": {"low": None, "high": None},
+    "l1_ball, alone": {"low": None, "high": None},
+    "l2_ball, behind": {"center": 0.4, "low": None, "high": 0.3},
+    "l1_ball, behind": {"center": 0.4, "low": None, "high": 0.3},
+    "l1_sphere, around": {"center": 0.1},
+    "l2_sphere, around": {"center": 0.1},
+    "nuclear_ball, inside": {"epsilon": 9.0},
+    "group_l1_ball, inside": {"epsilon": 9.0},
+    "group_l1_ball, one": {"group_ndim": None},
     "frank_wolfe_step, constant": {"lr": 0.5, "use_default_lr_schedule": False},
 }
 # Every link of rows takes the whole tree as one row.

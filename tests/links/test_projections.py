@@ -143,3 +143,46 @@ def test_derivative_of_the_radius_and_the_center():
     for ball in BALLS.values():
         move = lambda c, e, ball=ball: ball(e, center=c).map(x)  # noqa: E731
         assert torch.autograd.gradcheck(move, (center, epsilon))
+
+
+@pytest.mark.parametrize("kind", ["l1", "l2"])
+def test_the_radius_is_used_where_a_ball_and_then_a_box_leaves_much_of_it(kind):
+    """Images of zeros and ones: the box stops half of the ways."""
+    image = (draw(50, 784) > 0.8).double()
+    x = image + 0.3 * draw(50, 784, seed=1)
+    epsilon, p = {"l1": (12.0, 1), "l2": (2.0, 2)}[kind]
+    both = BALLS[kind](epsilon, image, low=0.0, high=1.0).map(x)
+    after = rc.chain(BALLS[kind](epsilon, image), rc.box(0.0, 1.0)).step(x, 0 * x, [{}, {}])[0]
+    assert both.min() == 0 and both.max() == 1
+    used = [torch.linalg.vector_norm(y - image, p, dim=1) / epsilon for y in (both, after)]
+    assert ((used[0] - 1).abs() < 1e-12).all() and used[1].mean() < 0.8
+    assert ((x - both).norm(dim=1) < (x - after).norm(dim=1)).all()
+
+
+@pytest.mark.parametrize("kind", sorted(BALLS))
+def test_a_ball_in_a_box_has_bounds_for_each_row_and_element_in_every_home(kind):
+    x, low, high = draw(4, 9), -draw(4, 9, seed=1).abs(), torch.linspace(0.1, 0.4, 4)
+    tx = rc.chain(rc.scale(-1.0), BALLS[kind](0.5, 0.1, low=low, high=high[:, None]))
+    new, _ = tx.step(x, draw(4, 9, seed=2), tx.init(x))
+    assert (new >= low).all() and (new <= high[:, None]).all()
+    leaf = x.clone().requires_grad_()
+    optimizer = tx.optimizer([leaf])
+    leaf.grad = draw(4, 9, seed=2)
+    optimizer.step()
+    assert torch.equal(leaf, new)
+    with pytest.raises(ValueError, match=r"`low` must satisfy low <= high\(= 0.0\)  Got: 1.0"):
+        BALLS[kind](0.5, low=1.0, high=0.0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_linf_ball_in_a_box_is_the_nearest_of_both_for_each_element(dtype):
+    for seed in range(20):
+        x, c = draw(9, seed=3 * seed, dtype=dtype), draw(9, seed=3 * seed + 1, dtype=dtype)
+        low = c - draw(9, seed=3 * seed + 2, dtype=dtype).abs()
+        y = rc.linf_ball(0.3, c, low=low, high=0.7).map(x)
+        ball = rc.linf_ball(0.3, c)
+        ends = [ball.map(torch.full_like(x, end)) for end in (-9.0, 9.0)]
+        near, far = torch.maximum(low, ends[0]), ends[1].clamp(max=0.7)
+        meet = near <= far  # else the one of the box that is nearest to the center
+        expected = torch.where(meet, x.clamp(near, far), c.clamp(low, torch.full_like(x, 0.7)))
+        assert torch.equal(y, expected)

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ..core.link import Link
 from ..data.checks import check_leaves
+from ..data.memory import separated
 from ..data.messages import told
 from .bound import Binding
 from .checkpoint import load, reduced
@@ -92,6 +93,8 @@ class StepOptimizer(Binding, Optimizer):
                 one.extra = given[id(one.bound.group)]
             else:
                 one.ask(loss, self._pipeline)
+        for one in work if len(work) > 1 else ():
+            one.leaves = separated(one.leaves, [p for other in work for p in other.bound.params])
         for one in work:
             one.move()
         for one in work:

@@ -109,6 +109,11 @@ class StepOptimizer(Binding, Optimizer):
         if self._bounds:
             self._bind()
 
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as torch has it."""
+        self._before_saving()
+        return super().state_dict()
+
     def load_alone(self, state_dict: Group) -> None:
         """Load as torch does."""
         Optimizer.load_state_dict(self, state_dict)

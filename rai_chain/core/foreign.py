@@ -5,8 +5,8 @@ from typing import Any
 
 import torchopt.base
 
-from ..data.checks import write_back
 from ..data.hyper import show
+from ..data.memory import written
 from ..data.messages import check_function
 from ..data.tree import Leaves, Spec, Tree, flatten, leaves_like, unflatten
 from ..engine.run import Run
@@ -31,11 +31,9 @@ class TreeLink(Link):
         params = None if run.params is None else unflatten(run.params, run.spec)
         tree, state = self.call(unflatten(list(leaves), run.spec), state, params, run)
         out = leaves_like(tree, run.spec, "updates", f"what {self!r} was given")
+        out = written(leaves, out, run.writable)
         for i, (leaf, result) in enumerate(zip(leaves, out, strict=True)):
-            if run.writable[i] and leaf is not None and result is not None:
-                out[i] = write_back(leaf, result)
-            else:
-                run.writable[i] = False
+            run.writable[i] &= leaf is not None and result is leaf
         return out, state
 
 

@@ -7,20 +7,15 @@ links. Both are a `GradientTransformation`.
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, TypeVar
 
+import torch
 import torchopt.base
 
-from ..data.checks import (
-    add,
-    check_leaves,
-    check_made,
-    check_shapes,
-    overlaps,
-    write_back,
-)
+from ..data.checks import add, check_leaves, check_made, check_shapes
 from ..data.hyper import Flag, keys_of, plain
+from ..data.memory import written
 from ..data.messages import refuse_key, told
 from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
-from ..engine.run import Run, State, check_inplace, named_inputs, run_links, runs_plain
+from ..engine.run import Run, State, apart, check_inplace, named_inputs, run_links, runs_plain
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
 Keys = list[dict[str, str]]  # for each link: hyperparameter -> key
@@ -240,15 +235,15 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         leaves, run, states, values = self._enter(
             updates, state, params, inplace, hyperparams, extra
         )
-        if self.links[-1:] and self.links[-1].phase != "gradient":
+        projects = bool(self.links) and self.links[-1].phase != "gradient"
+        if projects:
             new, states = self.advance(leaves, states, run, values)
             pairs = zip(new, run.params or (), leaves, strict=True)
             out: Leaves = [g if n is None or g is None else n - p for n, p, g in pairs]  # type: ignore[operator]
-            if inplace:
-                pairs_out = zip(leaves, out, strict=True)
-                out = [o if g is None or o is None else write_back(g, o) for g, o in pairs_out]
         else:
             out, states = run_links(self.links, self.names, leaves, states, run, values, "gradient")
+        if inplace and (projects or torch.compiler.is_compiling()):
+            out = written(leaves, out, [g is not None for g in leaves])
         return unflatten(out, run.spec), self.pack(states)
 
     def step(
@@ -383,10 +378,13 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         )
         for link, own in zip(self.links, values, strict=True):
             link.check_fit(own, leaves, run)
+        at_once = inplace and not torch.compiler.is_compiling()  # a graph writes at the end
         if inplace:
             check_inplace(self.links, leaves, states, run, values)
+        if at_once:
+            leaves = apart(leaves, run, values)
         run.plain = runs_plain([*leaves, *(run.params or ())], () if still else values)
-        run.writable = [inplace and leaf is not None and not overlaps(leaf) for leaf in leaves]
+        run.writable = [at_once and leaf is not None for leaf in leaves]
         return leaves, run, states, values
 
     def _is_still(self, states: list[State]) -> bool:

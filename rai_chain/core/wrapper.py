@@ -9,6 +9,7 @@ import torch
 from ..data.checks import add, shares_memory
 from ..data.hyper import Rule, evaluated, has_schedule, plain, show
 from ..data.leaves import are_those, device_of, facts_of
+from ..data.memory import written
 from ..data.messages import told
 from ..data.tree import (
     Leaves,
@@ -318,11 +319,9 @@ class Wrapper(Link):
         if "step" in state:
             new = {**new, "step": state["step"] + 1}
         for i, (leaf, result) in enumerate(zip(leaves, out, strict=True)):
-            if leaf is not None and result is not None and self.phase != "step":
-                out[i] = leaf.copy_(result) if run.writable[i] else result
-            else:
+            if leaf is None or result is None or self.phase == "step":
                 run.writable[i] = False
-        return out, new
+        return written(leaves, out, run.writable), new
 
     def _unshared(self, tree: Tree, leaves: Leaves, out: Leaves, run: Run) -> Tree:
         """What is kept, in memory that no later step writes."""

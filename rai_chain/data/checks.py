@@ -16,9 +16,15 @@ _FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float
 
 def overlaps(tensor: Tensor) -> bool:
     """Whether several elements share memory, as in an expanded tensor: it cannot be written."""
-    return not tensor.is_contiguous() and any(
-        stride == 0 and size > 1 for stride, size in zip(tensor.stride(), tensor.shape, strict=True)
-    )
+    if tensor.is_contiguous():
+        return False
+    reach = 0
+    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if size > 1:
+            if stride <= reach:
+                return True
+            reach += stride * (size - 1)
+    return False
 
 
 def shares_memory(a: Tensor, b: Tensor | None) -> bool:

@@ -23,9 +23,10 @@ def is_plain(values: Iterable[object]) -> bool:
         return False
     grad = torch.is_grad_enabled()
     for value in values:
-        if isinstance(value, Tensor) and (
-            type(value) not in ORDINARY or (grad and value.requires_grad)
-        ):
+        if type(value) in ORDINARY:
+            if grad and value.requires_grad:  # type: ignore[attr-defined]
+                return False
+        elif isinstance(value, Tensor):
             return False
     return True
 

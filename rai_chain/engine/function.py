@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..data.checks import overlaps, shares_memory, write_back
 from ..data.hyper import Rule, Several, as_tensor
+from ..data.memory import written
 from ..data.random import leaf_key, stream
 from ..data.rows import TREE, ParamNdim, in_blocks, row_dims, to_rows
 from ..data.tree import Leaves, Spec, flatten, is_container, leaves_like, present, presented
@@ -340,10 +341,9 @@ def _tree(
     if not isinstance(result, (list, tuple)) or len(result) != len(seen):
         raise ValueError(f"`{d.name}` must return {len(seen)} tensors  Got: {result!r}")
     for i, new_leaf in zip(places, result, strict=True):
-        old = leaves[i]
-        _check_result(d, new_leaf, old)
-        out[i] = write_back(old, new_leaf) if old is not None and run.writable[i] else new_leaf
-    return out
+        _check_result(d, new_leaf, leaves[i])
+        out[i] = new_leaf
+    return written(leaves, out, run.writable)
 
 
 def _with_state(d: Definition, result: Any) -> tuple[Any, dict[str, Tensor]]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.checks import check_leaves, check_shapes, check_writable, name_of
+from ..data.memory import separated
 from ..data.messages import check_function, told
 from ..data.plain import is_plain
 from ..data.rows import ParamNdim
@@ -123,10 +124,28 @@ def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]
     """Whether leaves and hyperparameters are nothing but memory, see `is_plain`."""
     seen: list[object] = list(tensors)
     if torch.is_grad_enabled():
-        for own in values:
-            for value in own.values():
-                seen += flatten(value)[0] if is_container(value) else (value,)
+        seen += tensors_of(values)
     return is_plain(seen)
+
+
+def tensors_of(values: Sequence[dict[str, Any]]) -> list[Tensor]:
+    """The tensors among the values of links."""
+    found = []
+    for own in values:
+        for value in own.values():
+            if isinstance(value, Tensor):
+                found.append(value)
+            elif is_container(value):
+                found += [x for x in flatten(value)[0] if isinstance(x, Tensor)]
+    return found
+
+
+def apart(leaves: Leaves, run: Run, values: Sequence[dict[str, Any]]) -> Leaves:
+    """The leaves as they may be written, whatever else is read: see `separated`."""
+    leaves = separated(leaves, [*(run.params or ()), *tensors_of(values)])
+    if "grad" in run.extra:
+        run.extra["grad"] = separated(run.extra["grad"], leaves)
+    return leaves
 
 
 def named_inputs(

@@ -74,7 +74,9 @@ def adamw(
 ) -> GradientTransformation:
     """Make Adam with decoupled weight decay.
 
-    A decay of ``lr * weight_decay`` below 6e-8 is lost in float32, see `descend_and_decay`.
+    It decays as torch does: where ``lr * weight_decay`` is below 6e-8, it is lost in float32.
+    ``chain(scale_by_adam(), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))``
+    keeps it in the update.
 
     Args:
         lr: learning rate, >= 0; like all that follow but the flags, a number, a tensor (0-dim)
@@ -348,8 +350,8 @@ def adan(
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)
             or a schedule.
-        betas: (beta1, beta2): decay of the mean of gradients, decay of the mean of changes and
-            decay of the mean of squares; each at least 0 and below 1.
+        betas: (beta1, beta2, beta3): decay of the mean of gradients, decay of the mean of changes
+            and decay of the mean of squares, each at least 0 and below 1.
         eps: added to the root of the mean of squares, >= 0.
         eps_root: added below the root, >= 0.
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python

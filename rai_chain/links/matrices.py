@@ -113,7 +113,7 @@ def muon(
         matrices: which leaves are matrices, a tree of bools like the params or a function that
             makes one of them; None for those of two dimensions or more. Leave out embeddings and
             the last layer.
-        betas: (beta1, beta2): of Adam and of Adam,
+        betas: (beta1, beta2) of Adam: decays of the mean and of the mean of squares,
             each at least 0 and below 1.
         eps: of Adam, >= 0.
         ns_steps: steps of the Newton-Schulz iteration, a whole Python number >= 0.

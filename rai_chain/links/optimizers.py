@@ -260,7 +260,9 @@ def lion(
 ) -> GradientTransformation:
     """Make Lion, with decoupled weight decay.
 
-    A decay of ``lr * weight_decay`` below 6e-8 is lost in float32, see `descend_and_decay`.
+    It decays as torch does: where ``lr * weight_decay`` is below 6e-8, it is lost in float32.
+    ``chain(scale_by_lion(), add_decayed_weights(weight_decay), scale_by_learning_rate(lr))``
+    keeps it in the update.
 
     Args:
         lr: learning rate, >= 0; like all that follow but the flag, a number, a tensor (0-dim)

@@ -11,11 +11,12 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from ..core.link import FunctionLink, Link
-from ..data.checks import check_leaves, overlaps
+from ..data.checks import check_leaves
 from ..data.hyper import Flag
 from ..data.messages import told
 from ..data.rows import ParamNdim
 from . import fast
+from .apart import keep_apart, project
 from .bound import Binding, Bound
 from .checkpoint import Saved, rewound
 from .declared import declared
@@ -287,11 +288,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             check_leaves(one.leaves, one.bound.spec, "grads")
         for i, one in enumerate(work):
             one.prepare(self.state, before[i] if before else None)
-        for one in work:
-            for i, grad in enumerate(one.leaves):
-                if grad is not None and overlaps(grad):  # its elements share memory
-                    dense = grad.clone(memory_format=torch.contiguous_format)
-                    one.leaves[i] = one.bound.params[i].grad = dense
+        keep_apart([(one.bound, one.leaves) for one in work])
         return work
 
     def _transform(self, work: list[Work], loss: Any = None, closure: Any = None) -> None:
@@ -309,8 +306,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     def _finish(self) -> None:
         """Put every parameter through the links, in place, and keep what they keep."""
         work = self._pending or []
-        for one in work:
-            one.through("parameter", one.bound.params)
+        project(work)
         for one in work:
             one.commit(self.state)
         self._pending = None

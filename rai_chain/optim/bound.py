@@ -339,6 +339,13 @@ class Binding:
         known = bound is not None and bound.group is group
         return bound if known else Bound(self._pipeline, group)  # type: ignore[return-value]
 
+    def _before_saving(self) -> None:
+        """Make the groups what a checkpoint takes: no numbers of numpy; ended schedules noted."""
+        for group in self.param_groups:
+            group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
+        for bound in self._bounds.values():
+            bound.mark_ended()
+
     def _schedules(self) -> list[Group]:
         """The schedules of each group that still run, for copies and pickles."""
         rows = [(self._bound_of(group), group) for group in self.param_groups]

@@ -12,7 +12,6 @@ from torch import Generator, Tensor
 from torch.optim import Optimizer
 
 from ..data.checks import name_of
-from ..data.hyper import plain
 from ..data.messages import told
 from ..links.kinds import misfit
 from .bound import Binding, Bound
@@ -278,10 +277,8 @@ class Saved(Binding, Optimizer):
         for before in self._optimizer_state_dict_pre_hooks.values():
             before(self)
         stack = self._stack()
-        for group in self.param_groups:  # numpy's numbers would not load with `weights_only`
-            group.update({k: plain(v) for k, v in group.items() if k not in ("params", STATES)})
-        for bound in (bound for one in stack for bound in one._bounds.values()):
-            bound.mark_ended()
+        for one in stack:
+            one._before_saving()
         save_generators(stack)
         start_states(stack)
         state: dict[str, Any] = self.inner_opt.state_dict()

@@ -9,6 +9,7 @@ from torch.optim import Optimizer
 
 from ..core.link import Link
 from ..data.checks import check_leaves
+from ..data.memory import separated
 from ..data.messages import told
 from .bound import Binding
 from .checkpoint import load, reduced
@@ -93,6 +94,8 @@ class StepOptimizer(Binding, Optimizer):
                 one.extra = given[id(one.bound.group)]
             else:
                 one.ask(loss, again_of(closure, self.param_groups), self._pipeline)
+        for one in work if len(work) > 1 else ():
+            one.leaves = separated(one.leaves, [p for other in work for p in other.bound.params])
         for one in work:
             one.move()
         for one in work:
@@ -113,6 +116,11 @@ class StepOptimizer(Binding, Optimizer):
         super().add_param_group(param_group)
         if self._bounds:
             self._bind()
+
+    def state_dict(self) -> dict[str, Any]:
+        """The state, as torch has it."""
+        self._before_saving()
+        return super().state_dict()
 
     def load_alone(self, state_dict: Group) -> None:
         """Load as torch does."""

@@ -51,8 +51,8 @@ class Work:
                 self.states[i] = self.bound.links[i].tick(self.states[i])
         self.done |= set(phases)
 
-    def through(self, phase: Phase, leaves: Leaves) -> None:
-        """Put leaves through the links of a phase, in place."""
+    def through(self, phase: Phase, leaves: Leaves, targets: Leaves | None = None) -> None:
+        """Put leaves through the links of a phase, in place, or into `targets`."""
         bound, places = self.bound, self.bound.places[phase]
         if not places or phase in self.done:
             return
@@ -64,7 +64,7 @@ class Work:
         run.plain = runs_plain([*leaves, *bound.params], values)
         states = [self.states[i] for i in places]
         out, states = run_links(links, names, leaves, states, run, values, phase)
-        for old, new in zip(leaves, out, strict=True):
+        for old, new in zip(targets or leaves, out, strict=True):
             if new is not old and old is not None and new is not None:
                 old.copy_(new)
         for i, own in zip(places, states, strict=True):

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import grad, vmap
 
+import rai_chain
 from rai_chain import chain
 from rai_chain.optim import ChainedParamTransformingOptimizer
 from rai_chain.optimizers import (
@@ -550,3 +551,18 @@ def test_each_link_is_pure_in_place_and_takes_none(link: Any) -> None:
     inplace, same = link.update(own, state, params=params, inplace=True)
     torch.testing.assert_close((inplace, same), (new, after), rtol=0, atol=0)
     assert inplace["w"] is own["w"]
+
+
+@pytest.mark.parametrize("name", ["adamw", "lion"])
+def test_a_decay_below_an_ulp_is_lost_as_in_torch_and_kept_by_the_chain_of_the_docstring(name):
+    """torch multiplies by ``1 - lr * weight_decay``, which is 1 in float32 here."""
+    lr, decay, p, g = 1e-5, 1e-3, torch.ones(3), torch.zeros(3)
+    tx = getattr(rai_chain, name)(lr, weight_decay=decay)
+    q = torch.ones(3, requires_grad=True)
+    q.grad = torch.zeros(3)
+    torch.optim.AdamW([q], lr=lr, weight_decay=decay).step()
+    assert torch.equal(tx.step(p, g, tx.init(p))[0], q) and torch.equal(q, p)
+    scaled = {"adamw": rai_chain.scale_by_adam, "lion": rai_chain.scale_by_lion}[name]()
+    tx = chain(scaled, rai_chain.add_decayed_weights(decay), scale_by_learning_rate(lr))
+    update = tx.update(g, tx.init(p), params=p)[0]
+    torch.testing.assert_close(update, torch.full((3,), -1e-8), rtol=1e-6, atol=0.0)

@@ -12,11 +12,12 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from ...data.checks import check_leaves, overlaps
+from ...data.checks import check_leaves
 from ...data.plain import is_plain
 from ...data.tree import Leaves
 from ...engine.chunks import Call, apply_elementwise, flat, pieces_of
 from ...engine.run import elementwise
+from ..apart import keep_apart, project
 from ..bound import Binding, Bound
 from ..states import Group
 from ..work import Work
@@ -59,19 +60,17 @@ def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
         check_leaves(grads, bound.spec, "grads")
         if not is_plain([*bound.params, *grads]):
             return False
-        for grad in grads:
-            if grad is not None and overlaps(grad):
-                return False
         work.append((bound, grads))
+    keep_apart(work)
     late = [Work(bound, grads) for bound, grads in work if bound.places["parameter"]]
     for one in late:
         one.prepare(optimizer.state)
-    if sum(bound.numel for bound in bounds) <= PIECE or not step_in_pieces(inner, work):
+    if sum([bound.numel for bound in bounds]) <= PIECE or not step_in_pieces(inner, work):
         for bound, grads in work:
             elementwise(bound.calls, grads, [True] * len(grads), bound.spec)
         bare_step(inner)()
-    for one in late:
-        one.through("parameter", one.bound.params)
+    if late:
+        project(late)
     return True
 
 

@@ -21,7 +21,7 @@ from .bound import Binding, Bound
 from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
-from .evaluation import evaluating
+from .evaluation import Evaluation
 from .hooks import HOOKS, HookMethods, hooks_of
 from .inner import Aside, build, builds, numbers_of, restored, shares_groups
 from .layout import Entry, Pipeline, lay_out
@@ -32,7 +32,7 @@ from .work import Work, again_of
 
 
 @shares_groups
-class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
+class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimizer):
     """An optimizer that transforms gradients before, and parameters after, another one's step.
 
     Subclass it and override `_pre_step_transform_` and `_post_step_transform_`, which work in
@@ -335,15 +335,6 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             stacklevel=2,
         )
         self._apply_post_step_transform_()
-
-    def __getattr__(self, name: str) -> Any:
-        """A method of the inner optimizer that this one lacks: `train`, `eval`, ..."""
-        inner = self.__dict__.get("inner_opt")
-        if inner is not None and (method := evaluating(self, name)):
-            return method
-        if inner is None or name.startswith("_") or not callable(getattr(inner, name, None)):
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return getattr(inner, name)
 
     def __repr__(self) -> str:
         text = f"{self._title} [{type(self.inner_opt).__name__}]("

@@ -1,6 +1,6 @@
 """`eval` and `train` of an optimizer: averages in the place of the parameters, and back."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -11,11 +11,17 @@ from ..links.averages import AVERAGES, averages_in
 from .states import LINKS, TRAINING
 
 
-def evaluating(optimizer: Any, name: str) -> Callable[[], None] | None:
-    """The method `eval` or `train`, where a link keeps an average of parameters."""
-    if name not in ("eval", "train") or not _average(optimizer._pipeline.links):
-        return None
-    return partial(_put if name == "eval" else _put_back, optimizer)
+class Evaluation:
+    """What an optimizer lends: `eval` and `train`, or what else its inner optimizer has."""
+
+    def __getattr__(self, name: str) -> Any:
+        own = self.__dict__
+        if name in ("eval", "train") and "_pipeline" in own and _average(own["_pipeline"].links):
+            return partial(_put if name == "eval" else _put_back, self)
+        found = None if name.startswith("_") else getattr(own.get("inner_opt"), name, None)
+        if not callable(found):
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        return found
 
 
 def _average(links: Iterable[Link]) -> bool:

@@ -13,14 +13,14 @@ from ..data.memory import separated
 from ..data.messages import told
 from .bound import Binding
 from .checkpoint import load, reduced
-from .evaluation import evaluating
+from .evaluation import Evaluation
 from .layout import Pipeline
 from .params import check_closure, groups_of
 from .states import Group
 from .work import Work, again_of
 
 
-class StepOptimizer(Binding, Optimizer):
+class StepOptimizer(Evaluation, Binding, Optimizer):
     """A torch optimizer whose update is a link that steps by itself.
 
     Args:
@@ -101,13 +101,6 @@ class StepOptimizer(Binding, Optimizer):
         for one in work:
             one.commit(self.state)
         return loss
-
-    def __getattr__(self, name: str) -> Any:
-        """`eval` and `train`, where the link keeps an average of the parameters."""
-        method = evaluating(self, name) if "_pipeline" in self.__dict__ else None
-        if method is None:
-            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
-        return method
 
     def add_param_group(self, param_group: Group) -> None:
         """Add a param group; what it does not give it takes from `defaults`."""

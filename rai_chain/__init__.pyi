@@ -165,10 +165,14 @@ def l1_ball(
 ) -> FunctionLink:
     """Keep each row within L1 distance `epsilon` of `center`: the nearest such point."""
 
-def l1_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
+def l1_oracle(
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+) -> FunctionLink:
     """Replace each row g by the point s of the L1 ball that minimises <g, s>: a signed vertex."""
 
-def l1q_oracle(q: Hyper, epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
+def l1q_oracle(
+    q: Hyper, epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+) -> FunctionLink:
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements."""
 
 def l2_ball(
@@ -176,13 +180,15 @@ def l2_ball(
 ) -> FunctionLink:
     """Keep each row within Euclidean distance `epsilon` of `center`."""
 
-def l2_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
+def l2_oracle(
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+) -> FunctionLink:
     """Replace each row g by the point s of the L2 ball that minimises <g, s>."""
 
 def linf_ball(epsilon: Hyper, center: Hyper | None = None) -> FunctionLink:
     """Keep each element within `epsilon` of `center`."""
 
-def linf_oracle(epsilon: Hyper) -> FunctionLink:
+def linf_oracle(epsilon: Hyper, center: Hyper | None = None) -> FunctionLink:
     """Replace g by the point s of the Linf ball that minimises <g, s>."""
 
 def nan_to_num(

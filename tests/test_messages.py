@@ -422,14 +422,14 @@ TABLE = [
         "",
         "l1_oracle()",
         TypeError,
-        "`epsilon` must be given to l1_oracle(epsilon, param_ndim=-1 or the group's)  Got: nothing",
+        "`epsilon` must be given to l1_oracle(epsilon, center=None, param_ndim=-1 or the group's)  Got: nothing",
     ),
     ("", "l1_oracle(-1)", ValueError, "`epsilon` must satisfy 0.0 <= epsilon  Got: -1"),
     (
         "",
         "l1q_oracle(.5)",
         TypeError,
-        "`epsilon` must be given to l1q_oracle(q, epsilon, param_ndim=-1 or the group's)  Got: nothing",
+        "`epsilon` must be given to l1q_oracle(q, epsilon, center=None, param_ndim=-1 or the group's)  Got: nothing",
     ),
     ("", "l1q_oracle(2., 1.)", ValueError, "`q` must satisfy 0.0 <= q <= 1.0  Got: 2.0"),
     (

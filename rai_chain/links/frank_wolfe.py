@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..data.hyper import Bool, NonNegative, Number, RowFraction, RowNonNegative
+from ..data.hyper import Bool, NonNegative, Number, Optional, RowFraction, RowNonNegative
 from ..kernels import sets, signs
 from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
@@ -30,18 +30,19 @@ def one_hot_sign(rows: Tensor, *, out: Tensor | None = None) -> Tensor:
     return signs.sign(keep_largest(rows, min(1, rows.shape[1]), out=out), out)
 
 
-def _descent(rows: Tensor, epsilon: Any) -> Tensor:
-    """``-epsilon * rows``, in the dtype of the rows."""
+def _descent(rows: Tensor, epsilon: Any, center: Any) -> Tensor:
+    """``center - epsilon * rows``, in the dtype of the rows."""
     scaled: Tensor = rows * -epsilon
-    return scaled.to(rows.dtype)
+    return (scaled if center is None else scaled + center).to(rows.dtype)
 
 
 @rowwise
-def l1_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
+def l1_oracle(rows: Tensor, epsilon: RowNonNegative, center: Optional = None) -> Any:
     """Replace each row g by the point s of the L1 ball that minimises <g, s>: a signed vertex.
 
     Args:
         epsilon: radius of the ball, >= 0.
+        center: of the ball: a number, a tensor shaped like the parameter, or None for the origin.
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
@@ -54,16 +55,19 @@ def l1_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return sets.l1_ball(_descent(one_hot_sign.function(rows), epsilon), epsilon)
+    return sets.l1_ball(_descent(one_hot_sign.function(rows), epsilon, center), epsilon, center)
 
 
 @rowwise(selects=most_kept)
-def l1q_oracle(rows: Tensor, q: RowFraction, epsilon: RowNonNegative) -> Any:
+def l1q_oracle(
+    rows: Tensor, q: RowFraction, epsilon: RowNonNegative, center: Optional = None
+) -> Any:
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements.
 
     Args:
         q: fraction of zeros, 0 <= q <= 1.
         epsilon: L1 norm of the result, >= 0.
+        center: what is added to it: a number, a tensor shaped like the parameter, or None.
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
@@ -77,15 +81,16 @@ def l1q_oracle(rows: Tensor, q: RowFraction, epsilon: RowNonNegative) -> Any:
     Source: `L1qFrankWolfe` of rai-toolbox.
     """
     kept = sign.function(top_q.function(rows, q))
-    return sets.l1_ball(_descent(normalize.function(kept, 1), epsilon), epsilon)
+    return sets.l1_ball(_descent(normalize.function(kept, 1), epsilon, center), epsilon, center)
 
 
 @rowwise
-def l2_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
+def l2_oracle(rows: Tensor, epsilon: RowNonNegative, center: Optional = None) -> Any:
     """Replace each row g by the point s of the L2 ball that minimises <g, s>.
 
     Args:
         epsilon: radius of the ball, >= 0.
+        center: of the ball: a number, a tensor shaped like the parameter, or None for the origin.
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
@@ -100,15 +105,18 @@ def l2_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
     """
     norm = row_norm(rows, 2)
     step = rescale(rows, torch.where(norm == 0.0, 1.0, norm), -epsilon)
-    return sets.l2_ball(step, epsilon, out=step)
+    step = step if center is None else (step + center).to(rows.dtype)
+    return sets.l2_ball(step, epsilon, center, out=step)
 
 
 @elementwise
-def linf_oracle(grad: Tensor, epsilon: NonNegative) -> Any:
+def linf_oracle(grad: Tensor, epsilon: NonNegative, center: Optional = None) -> Any:
     """Replace g by the point s of the Linf ball that minimises <g, s>.
 
     Args:
         epsilon: radius of the ball, >= 0.
+        center: of the ball: a number, a tensor that broadcasts to the parameter, or None for the
+            origin.
 
     Raises:
         ValueError: epsilon < 0.
@@ -120,7 +128,7 @@ def linf_oracle(grad: Tensor, epsilon: NonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return sets.linf_ball(_descent(signs.sign(grad), epsilon), epsilon)
+    return sets.linf_ball(_descent(signs.sign(grad), epsilon, center), epsilon, center)
 
 
 def check_rate(values: dict[str, Any]) -> None:

@@ -54,6 +54,27 @@ def test_the_answer_is_in_the_ball_in_exact_arithmetic(dtype, epsilon):
                     assert not any(sizes) or size > bound * Fraction(smallest)
 
 
+@pytest.mark.parametrize("p", sorted(ORACLES))
+def test_around_a_center_the_answer_is_the_same_moved_there(p):
+    g, center = draw(7, 5), draw(7, 5, seed=4)
+    around = ORACLES[p].replace(center=center)
+    torch.testing.assert_close(around.map(g), center + ORACLES[p].map(g), rtol=0, atol=1e-12)
+    l1q = rc.l1q_oracle(0.6, 2.0)
+    around = l1q.replace(center=center).map(g)
+    torch.testing.assert_close(around, center + l1q.map(g), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_around_a_center_the_answer_is_in_the_ball_in_exact_arithmetic(dtype):
+    g, center = draw(20, 6).to(dtype), draw(20, 6, seed=4).to(dtype)
+    powers = {rc.l1_oracle: 1, rc.l2_oracle: 2, rc.linf_oracle: 0}
+    for oracle, power in powers.items():
+        for row, middle in zip(oracle(0.1, center).map(g).tolist(), center.tolist(), strict=True):
+            sizes = [abs(Fraction(a) - Fraction(b)) for a, b in zip(row, middle, strict=True)]
+            size = sum(v**power for v in sizes) if power else max(sizes)
+            assert 0 < size <= Fraction(0.1) ** max(power, 1)
+
+
 def test_frank_wolfe_stays_in_its_ball_however_small_the_gradient():
     """The gradient of a confident classifier is below 1e-22."""
     x = torch.zeros(2, 3, requires_grad=True)

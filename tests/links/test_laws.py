@@ -47,6 +47,10 @@ VARIANTS = {
     "linf_ball, around": {"center": 0.1},
     "l2_ball, around": {"center": 0.1},
     "l1_ball, around": {"center": 0.1},
+    "linf_oracle, around": {"center": 0.1},
+    "l2_oracle, around": {"center": 0.1},
+    "l1_oracle, around": {"center": 0.1},
+    "l1q_oracle, around": {"center": 0.1},
     "frank_wolfe_step, constant": {"lr": 0.5, "use_default_lr_schedule": False},
 }
 # Every link of rows takes the whole tree as one row.

@@ -1,6 +1,6 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
-from . import optim, perturbations, random, solve
+from . import attacks, optim, perturbations, random, solve
 from .core import compiled as _compiled  # noqa: F401  (what `compile` makes)
 from .core.chain import chain, named_chain
 from .core.define import elementwise, leafwise, rowwise, treewise
@@ -160,6 +160,7 @@ __all__ = [
     "add_updates",
     "apply_if_finite",
     "apply_updates",
+    "attacks",
     "averaged_params",
     "bias",
     "box",

@@ -4,6 +4,7 @@ from typing import Any, Literal, TypeAlias
 
 from torch import Tensor
 
+from . import attacks as attacks
 from . import optim as optim
 from . import perturbations as perturbations
 from . import random as random

@@ -92,7 +92,7 @@ def gradient_ascent(
             kept.take(perturbed.detach(), losses.detach(), kept.beaten(losses.detach()))
         return perturbed, losses
 
-    with _frozen(model):
+    with frozen(model):
         with torch.enable_grad():
             for _ in range(steps):
                 losses = look()[1]
@@ -189,7 +189,7 @@ def _check_losses(losses: Tensor, data: Tensor) -> None:
 
 
 @contextmanager
-def _frozen(model: Any) -> Iterator[None]:
+def frozen(model: Any) -> Iterator[None]:
     """A module in eval mode, its parameters without gradients; then all as it was."""
     inside = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [(module, module.training) for module in inside]

@@ -18,6 +18,7 @@ from .links.adaptive import (
     scale_by_rss,
     scale_by_stddev,
 )
+from .links.apgd import apgd
 from .links.averages import (
     averaged_params,
     ema,
@@ -158,6 +159,7 @@ __all__ = [
     "add_decayed_weights",
     "add_noise",
     "add_updates",
+    "apgd",
     "apply_if_finite",
     "apply_updates",
     "attacks",

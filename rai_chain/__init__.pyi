@@ -33,6 +33,7 @@ from .links.adam import adan as adan
 from .links.adam import nadam as nadam
 from .links.adam import radam as radam
 from .links.adam import yogi as yogi
+from .links.apgd import apgd as apgd
 from .links.averages import averaged_params as averaged_params
 from .links.averages import incremental_update as incremental_update
 from .links.averages import periodic_update as periodic_update

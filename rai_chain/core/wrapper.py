@@ -43,6 +43,7 @@ class Wrapper(Link):
         own: the options that are hyperparameters, each with its rule.
         trees: the keys of the state that hold a tree like the params.
         once: the keys of the state that hold one tensor.
+        asks: the named inputs that it needs itself, of `value` and `grad`, in ``run.extra``.
         ticks: whether the state has a step; it has one where an option is a schedule.
 
     Example:
@@ -69,6 +70,7 @@ class Wrapper(Link):
     own: ClassVar[Mapping[str, Rule]] = {}
     trees: frozenset[str] = frozenset()
     once: frozenset[str] = frozenset()
+    asks: frozenset[str] = frozenset()
     ticks: bool = True
     options: dict[str, Any]
     _known: dict[str, Any]  # what each pipeline saw of the last tree
@@ -94,7 +96,7 @@ class Wrapper(Link):
         self.phase = self.common_phase({link.phase for link in inside})
         self.updates = any(t.updates for t in self.inners.values())
         self.completes = any(link.completes for link in inside)
-        self.needs = frozenset().union(*(link.needs for link in inside))
+        self.needs = self.asks.union(*(link.needs for link in inside))
         self.needs_params = self.phase != "gradient" or any(k.needs_params for k in inside)
         self.values = {name: options[name] for name in cls.own}
         for prefix, t in self.inners.items():

@@ -10,7 +10,7 @@ from torch.optim import Optimizer
 from ..core.link import Link
 from ..data.checks import check_leaves
 from ..data.messages import told
-from .bound import Binding
+from .bound import Binding, Bound
 from .checkpoint import load, reduced
 from .layout import Pipeline
 from .params import check_closure, groups_of
@@ -102,6 +102,7 @@ class StepOptimizer(Binding, Optimizer):
         """Add a param group; what it does not give it takes from `defaults`."""
         if self._bounds:
             self._read_new(param_group)
+            self._bounds[id(param_group)] = Bound(self._pipeline, param_group)
         super().add_param_group(param_group)
         if self._bounds:
             self._bind()

@@ -76,7 +76,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
     takes: ClassVar[str]  # the arguments besides params and InnerOpt, in order, see `declared`
     fixed: ClassVar[Group] = {"center": None, "at_least": 0}  # what is no param-group key
     inner_opt: Optimizer
-    _chain: "tuple[ParamTransformingOptimizer, ...]" = ()
+    _chain: "tuple[ParamTransformingOptimizer, ...]"
     _entries: list[Entry]
     _running: list[Entry]  # the entries, or the hooks of a class that overrides them
     _keyed: Pipeline  # of the entries
@@ -106,6 +106,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
     ) -> None:
         Flag().check("compile", compile)
         self._compile, self._pipeline, self._bounds, self._graphs = compile, Pipeline(), {}, {}
+        self._chain = ()
         own = {"param_ndim": param_ndim, "grad_scale": grad_scale, "grad_bias": grad_bias}
         for name in [n for _, names in self._declared() for n in names]:
             if name in inner_opt_kwargs:
@@ -226,6 +227,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
         bound = self._read_new(param_group)
         if self._compile:
             fast.check_compile(self, [bound])
+        self._bounds[id(param_group)] = Bound(self._pipeline, param_group)
         self.inner_opt.add_param_group(param_group)
         self._bind()
 

@@ -16,7 +16,7 @@ from ..data.rows import check_param_ndim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
 from ..engine.chunks import Call
 from ..engine.run import Phase, Run, State
-from .layout import Pipeline, Scheduled
+from .layout import Pipeline, Scheduled, at_start
 from .params import check_group, check_params
 from .states import ENDED, STATES, Group, Keeper
 
@@ -34,6 +34,11 @@ def _shown(value: Any) -> Any:
     """A schedule's value as a group shows it: a number, where no device is waited for."""
     plain = isinstance(value, Tensor) and value.is_cpu and value.ndim == 0
     return value.item() if plain else value
+
+
+def _same(a: Any, b: Any) -> bool:
+    """Whether two values are one number; tensors are not read."""
+    return a is b or (isinstance(a, _NUMBERS) and isinstance(b, _NUMBERS) and a == b)
 
 
 class Bound:
@@ -336,8 +341,31 @@ class Binding:
     def _bound_of(self, group: Group) -> Bound:
         """What is known of a group."""
         bound = self._bounds.get(id(group))
-        known = bound is not None and bound.group is group
-        return bound if known else Bound(self._pipeline, group)  # type: ignore[return-value]
+        if bound is not None and bound.group is group:
+            return bound
+        new = Bound(self._pipeline, group)
+        if self._bounds:  # else the first groups of all
+            new.schedules, new.shown = self._going_on(group)
+        return new
+
+    def _going_on(self, group: Group) -> tuple[Group, Group]:
+        """The schedules that a group goes on with, and what it shows of them.
+
+        They are those of the group in whose place it was put, which has the same parameters, or of
+        the defaults; a number that is not the schedule's ends it.
+        """
+        params = list(group["params"])
+        for old in reversed(self._bounds.values()):
+            own = old.group["params"]
+            if len(own) == len(params) and all(map(is_, own, params)):
+                schedules, shown = old.schedules, old.shown
+                break
+        else:
+            keys = {key for row in self._pipeline.keys for key in row.values()}
+            schedules = {k: v for k, v in self.defaults.items() if k in keys and has_schedule(v)}
+            shown = at_start(schedules)
+        same = [k for k in schedules if _same(group.get(k, REQUIRED), shown.get(k))]
+        return {k: schedules[k] for k in same}, {k: group[k] for k in same}
 
     def _before_saving(self) -> None:
         """Make the groups what a checkpoint takes: no numbers of numpy; ended schedules noted."""

@@ -82,7 +82,11 @@ def shares_groups(cls: type[Optimizer]) -> type[Optimizer]:
     def shared(name: str) -> property:
         def get(self: Any) -> Any:
             inner = self.__dict__.get("inner_opt")
-            return self.__dict__[name] if inner is None else getattr(inner, name)
+            if inner is not None:
+                return getattr(inner, name)
+            if name not in self.__dict__:  # so that a wrapper of this class can look elsewhere
+                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+            return self.__dict__[name]
 
         def put(self: Any, value: Any) -> None:
             inner = self.__dict__.get("inner_opt")

@@ -11,7 +11,7 @@ from ..core.link import Link
 from ..data.checks import check_leaves
 from ..data.memory import separated
 from ..data.messages import told
-from .bound import Binding
+from .bound import Binding, Bound
 from .checkpoint import load, reduced
 from .evaluation import Evaluation
 from .layout import Pipeline
@@ -106,6 +106,7 @@ class StepOptimizer(Evaluation, Binding, Optimizer):
         """Add a param group; what it does not give it takes from `defaults`."""
         if self._bounds:
             self._read_new(param_group)
+            self._bounds[id(param_group)] = Bound(self._pipeline, param_group)
         super().add_param_group(param_group)
         if self._bounds:
             self._bind()

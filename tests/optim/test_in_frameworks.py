@@ -1,0 +1,140 @@
+"""What frameworks do to an optimizer: they wrap it, imitate its class, ask for what others have."""
+
+import pytest
+import torch
+
+from rai_chain import chain, ema, frank_wolfe_step, l2_ball, linear_schedule, scale, top_q
+from rai_chain.optim import ChainedParamTransformingOptimizer, TopQGradientOptimizer
+
+Chain = ChainedParamTransformingOptimizer
+
+
+def chained(x):
+    q = linear_schedule(0.25, 0.75, 8)
+    return Chain(top_q(q), ema(0.9), l2_ball(1.0), params=[x], lr=0.1)
+
+
+def of_class(x):
+    return TopQGradientOptimizer([x], q=0.5, lr=0.1)
+
+
+def native(x):
+    return chain(ema(0.9), scale(-1.0)).optimizer([x])
+
+
+class Proxy:
+    """A wrapper that passes for its optimizer's class and has nothing of its own besides."""
+
+    def __init__(self, optimizer):
+        self._optimizer = optimizer
+        self.__class__ = type("Proxied", (Proxy, type(optimizer)), {})
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+    def step(self, closure=None):
+        return self._optimizer.step(closure)
+
+
+every_kind = pytest.mark.parametrize("make", [chained, of_class, native])
+
+
+@every_kind
+def test_a_wrapper_that_imitates_the_class_has_all_of_the_optimizer(make):
+    x = torch.ones(3, requires_grad=True)
+    optimizer = make(x)
+    proxy = Proxy(optimizer)
+    for name in ("param_groups", "defaults", "state", "inner_opt"):
+        assert getattr(proxy, name) is getattr(optimizer, name)
+    x.grad = torch.ones(3)
+    proxy.step()
+    proxy.zero_grad()
+    assert x.grad is None
+    assert repr(proxy).replace("Proxied", type(optimizer).__name__) == repr(optimizer)
+    proxy.add_param_group({"params": [torch.ones(2, requires_grad=True)]})
+    assert len(optimizer.param_groups) == 2
+    saved = proxy.state_dict()
+    assert saved["param_groups"] == optimizer.state_dict()["param_groups"]
+
+
+@every_kind
+def test_an_attribute_that_is_not_there_is_an_attribute_error(make):
+    optimizer = make(torch.ones(3, requires_grad=True))
+    empty = object.__new__(type(optimizer))
+    for name in ("param_groups", "defaults", "state", "nothing"):
+        with pytest.raises(AttributeError, match=name):
+            getattr(empty, name)
+
+
+def grown(step):
+    """What the schedule below has at a step, exactly."""
+    return 0.25 + step / 16
+
+
+def stepped(optimizer, *params):
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("whose", ["optimizer", "inner"])
+def test_groups_in_the_place_of_others_go_on_with_their_schedules(whose):
+    """As a framework does that restores groups by hand before it loads a checkpoint."""
+    x, y = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer = chained(x)
+    stepped(optimizer, x)
+    copied = [dict(group) for group in optimizer.param_groups]
+    added = {**copied[0], "params": [y], "q": 0.25}
+    added.pop("link_states")
+    target = optimizer if whose == "optimizer" else optimizer.inner_opt
+    target.param_groups = [*copied, added]
+    stepped(optimizer, x, y)
+    assert [g["q"] for g in optimizer.param_groups] == [grown(2), grown(1)]
+
+
+def test_a_step_of_its_own_goes_on_with_its_schedules_in_other_groups():
+    x, y = torch.ones(3, requires_grad=True), torch.ones(3, requires_grad=True)
+    optimizer = frank_wolfe_step(lr=linear_schedule(0.25, 0.75, 8)).optimizer([x])
+    optimizer.add_param_group({"params": [y], "lr": 0.25})
+    stepped(optimizer, x, y)
+    optimizer.param_groups = [dict(group) for group in optimizer.param_groups]
+    stepped(optimizer, x, y)
+    assert [g["lr"] for g in optimizer.param_groups] == [grown(2), 0.25]
+
+
+def test_a_number_in_a_group_that_takes_a_place_ends_its_schedule():
+    x, y, z = (torch.ones(3, requires_grad=True) for _ in range(3))
+    optimizer = chained(x)
+    optimizer.add_param_group(
+        {"params": [y], "q": 0.25}
+    )  # the number that the schedule starts with
+    stepped(optimizer, x, y)
+    first, second = optimizer.param_groups
+    optimizer.param_groups = [{**first, "q": 0.5}, dict(second)]
+    optimizer.add_param_group({"params": [z]})
+    stepped(optimizer, x, y, z)
+    assert [g["q"] for g in optimizer.param_groups] == [0.5, 0.25, grown(1)]
+
+
+def test_a_checkpoint_is_loaded_into_groups_that_took_the_place_of_others():
+    start = torch.ones(3)
+    ends = []
+    for resumed in (False, True):
+        x, y = (start.clone().requires_grad_() for _ in range(2))
+        optimizer = chained(x)
+        kept = [{**group, "params": [0]} for group in optimizer.param_groups]
+        stepped(optimizer, x)
+        optimizer.add_param_group({"params": [y]})
+        kept += [{**group, "params": [1]} for group in optimizer.param_groups[1:]]
+        stepped(optimizer, x, y)
+        if resumed:
+            saved = optimizer.state_dict()
+            x, y = (p.detach().clone().requires_grad_() for p in (x, y))
+            optimizer = chained(x)
+            groups = [{**g, "params": [(x, y)[i] for i in g["params"]]} for g in kept]
+            optimizer.param_groups = groups
+            optimizer.load_state_dict(saved)
+        stepped(optimizer, x, y)
+        assert [g["q"] for g in optimizer.param_groups] == [grown(3), grown(2)]
+        ends.append((x.detach(), y.detach()))
+    assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])

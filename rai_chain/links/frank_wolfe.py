@@ -8,8 +8,9 @@ from torch import Tensor
 from ..core.define import elementwise, rowwise
 from ..data.hyper import Bool, NonNegative, Number, RowFraction, RowNonNegative
 from ..kernels import sets, signs
+from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
-from .transforms import TINY, most_kept, normalize, sign, top_q
+from .transforms import TINY, most_kept, sign, top_q
 
 
 @rowwise
@@ -33,6 +34,12 @@ def _descent(rows: Tensor, epsilon: Any) -> Tensor:
     """``-epsilon * rows``, in the dtype of the rows."""
     scaled: Tensor = rows * -epsilon
     return scaled.to(rows.dtype)
+
+
+def _along(rows: Tensor, p: int, epsilon: Any) -> Tensor:
+    """``-epsilon * rows`` over the p-norm of each row, rounded once; a zero row stays zero."""
+    norm = row_norm(rows, p)
+    return rescale(rows, torch.where(norm == 0.0, 1.0, norm), -epsilon)
 
 
 @rowwise
@@ -76,7 +83,7 @@ def l1q_oracle(rows: Tensor, q: RowFraction, epsilon: RowNonNegative) -> Any:
     Source: `L1qFrankWolfe` of rai-toolbox.
     """
     kept = sign.function(top_q.function(rows, q))
-    return sets.l1_ball(_descent(normalize.function(kept, 1), epsilon), epsilon)
+    return sets.l1_ball(_along(kept, 1, epsilon), epsilon)
 
 
 @rowwise
@@ -97,7 +104,7 @@ def l2_oracle(rows: Tensor, epsilon: RowNonNegative) -> Any:
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    return sets.l2_ball(_descent(normalize.function(rows, 2, 0.0), epsilon), epsilon)
+    return sets.l2_ball(_along(rows, 2, epsilon), epsilon)
 
 
 @elementwise

@@ -1,10 +1,10 @@
-# make demo | make test | make bench [QUICK=1] | make wheel: each makes the environment it needs.
+# make demo | make test | make fuzz | make bench [QUICK=1] | make wheel: each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test bench wheel stubs format clean
+.PHONY: demo test fuzz bench wheel stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/sparse_attack.py
@@ -16,6 +16,10 @@ test: $(VENV)/test
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 	RAI_CHAIN_KERNELS=off $(BIN)/python -m pytest -q \
 		tests/links/test_laws.py tests/links/test_projections.py tests/links/test_frank_wolfe.py
+
+# Until Ctrl-C, from a random seed; SECONDS=600 for so long.
+fuzz: $(VENV)/test
+	$(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS))
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

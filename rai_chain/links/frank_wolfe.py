@@ -10,7 +10,7 @@ from ..data.hyper import Bool, NonNegative, Number, Optional, RowFraction, RowNo
 from ..kernels import sets, signs
 from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
-from .transforms import TINY, most_kept, normalize, sign, top_q
+from .transforms import TINY, most_kept, sign, top_q
 
 
 @rowwise
@@ -34,6 +34,13 @@ def _descent(rows: Tensor, epsilon: Any, center: Any) -> Tensor:
     """``center - epsilon * rows``, in the dtype of the rows."""
     scaled: Tensor = rows * -epsilon
     return (scaled if center is None else scaled + center).to(rows.dtype)
+
+
+def _along(rows: Tensor, p: int, epsilon: Any, center: Any) -> Tensor:
+    """``center - epsilon * rows`` over the p-norm of each row; a zero row is the center."""
+    norm = row_norm(rows, p)
+    step = rescale(rows, torch.where(norm == 0.0, 1.0, norm), -epsilon)
+    return step if center is None else (step + center).to(rows.dtype)
 
 
 @rowwise
@@ -81,7 +88,8 @@ def l1q_oracle(
     Source: `L1qFrankWolfe` of rai-toolbox.
     """
     kept = sign.function(top_q.function(rows, q))
-    return sets.l1_ball(_descent(normalize.function(kept, 1), epsilon, center), epsilon, center)
+    step = _along(kept, 1, epsilon, center)
+    return sets.l1_ball(step, epsilon, center, out=step)
 
 
 @rowwise
@@ -103,9 +111,7 @@ def l2_oracle(rows: Tensor, epsilon: RowNonNegative, center: Optional = None) ->
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML.
     """
-    norm = row_norm(rows, 2)
-    step = rescale(rows, torch.where(norm == 0.0, 1.0, norm), -epsilon)
-    step = step if center is None else (step + center).to(rows.dtype)
+    step = _along(rows, 2, epsilon, center)
     return sets.l2_ball(step, epsilon, center, out=step)
 
 

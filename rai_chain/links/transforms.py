@@ -20,6 +20,7 @@ from ..data.random import uniform
 from ..kernels import signs
 from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
+from .memory import wide
 
 TINY = torch.finfo(torch.float32).tiny
 
@@ -401,4 +402,7 @@ def centralize(rows: Tensor) -> Tensor:
 
     Source: Yong et al. 2020, "Gradient Centralization", arXiv 2004.01461.
     """
-    return rows - rows.mean(1, keepdim=True) if rows.shape[1] > 1 else rows
+    if rows.shape[1] == 1:
+        return rows
+    x = wide(rows).contiguous()  # one order of summation, however the row lies in memory
+    return (x - x.mean(1, keepdim=True, dtype=torch.float64).to(x.dtype)).to(rows.dtype)

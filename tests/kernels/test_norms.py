@@ -128,3 +128,30 @@ def test_traced_equals_plain_to_the_bit():
 @pytest.mark.filterwarnings("ignore")
 def test_the_operator_is_sound():
     torch.library.opcheck(torch.ops.rai_chain.norm.default, (torch.randn(3, 9), 2.0))
+
+
+@dtypes
+def test_centralize_at_any_magnitude_and_in_any_layout(dtype):
+    whole = dict(param_ndim=None)
+    high = torch.finfo(dtype).max / 4 if dtype != torch.float64 else 1e300
+    x = torch.tensor([1.0, 0.5, 0.25, 0.25] * 16, dtype=dtype) * high
+    right = torch.tensor([0.5, 0.0, -0.25, -0.25] * 16, dtype=dtype) * high
+    assert torch.equal(rc.centralize(**whole).map(x), right)
+    x = torch.randn(50, 200, generator=torch.Generator().manual_seed(0)).to(dtype)
+    right = rc.centralize(**whole).map(x)
+    gaps, turned = torch.stack([x, x], -1)[..., 0], x.t().contiguous().t()
+    for other in (gaps, turned):
+        assert torch.equal(rc.centralize(**whole).map(other), right)
+
+
+@dtypes
+def test_oracles_are_rounded_once(dtype):
+    """The part of a small element in a long row is below what float16 holds; times epsilon not."""
+    whole = dict(param_ndim=None)
+    x = torch.tensor([-0.0081, 65504.0], dtype=dtype)
+    right = (x.double() / -math.hypot(*x.tolist()) * 234.0).to(dtype)
+    close = {"rtol": 8 * torch.finfo(dtype).eps, "atol": 0.0}
+    torch.testing.assert_close(rc.l2_oracle(234.0, **whole).map(x), right, **close)
+    ones = torch.ones(70_000, dtype=dtype)
+    shares = rc.l1q_oracle(0.0, 700.0, **whole).map(ones)
+    torch.testing.assert_close(shares, torch.full_like(ones, -0.01), **close)

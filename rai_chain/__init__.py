@@ -19,6 +19,7 @@ from .links.adaptive import (
     scale_by_stddev,
 )
 from .links.affine import affine, project_affine
+from .links.apgd import apgd
 from .links.averages import (
     averaged_params,
     ema,
@@ -183,6 +184,7 @@ __all__ = [
     "add_noise",
     "add_updates",
     "affine",
+    "apgd",
     "apply_if_finite",
     "apply_updates",
     "attacks",

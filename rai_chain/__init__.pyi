@@ -35,6 +35,7 @@ from .links.adam import radam as radam
 from .links.adam import yogi as yogi
 from .links.affine import affine as affine
 from .links.affine import project_affine as project_affine
+from .links.apgd import apgd as apgd
 from .links.averages import averaged_params as averaged_params
 from .links.averages import incremental_update as incremental_update
 from .links.averages import periodic_update as periodic_update

@@ -12,7 +12,7 @@ from .core.chain import chain
 from .core.pipeline import GradientTransformation
 from .data.checks import check_leaves, check_shapes
 from .data.hyper import Flag, Range
-from .data.leaves import device_of
+from .data.leaves import beside, device_of
 from .data.messages import check_function, told
 from .data.plain import is_differentiated, is_plain
 from .data.random import check_seed, stream
@@ -180,12 +180,8 @@ def choose_examples(condition: Tensor, new: Tree, old: Tree) -> Tree:
     leaves, spec = flatten(new)
     pairs = zip(leaves, flatten(old)[0], strict=True)
     return unflatten(
-        [a if a is None else torch.where(_beside(condition, a), a, b) for a, b in pairs], spec
+        [a if a is None else torch.where(beside(condition, a), a, b) for a, b in pairs], spec
     )
-
-
-def _beside(condition: Tensor, leaf: Tensor) -> Tensor:
-    return condition.reshape(condition.shape + (1,) * (leaf.ndim - condition.ndim))
 
 
 class _Search:

@@ -3,6 +3,7 @@
 from .core.wrapper import Wrapper
 from .data.hyper import Flag, Range
 from .data.leaves import both, choose, remember, zeros
+from .links.apgd import apgd
 from .links.feedback import error_feedback
 from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.wrappers import (
@@ -17,6 +18,7 @@ __all__ = [
     "Range",
     "Wrapper",
     "accumulate",
+    "apgd",
     "apply_if_finite",
     "both",
     "choose",

@@ -44,6 +44,7 @@ class Wrapper(Link):
         own: the options that are hyperparameters, each with its rule.
         trees: the keys of the state that hold a tree like the params.
         once: the keys of the state that hold one tensor.
+        needs: the named inputs that it asks for itself, in ``run.extra``.
         ticks: whether the state has a step; it has one where an option is a schedule.
 
     Example:

@@ -55,6 +55,12 @@ def remember(function: Callable[[Any, Any], Any], kept: Leaves, leaves: Leaves) 
     return [x if x is None or y is None else function(x, y) for x, y in pairs]
 
 
+def beside(rows: Tensor, leaf: Tensor) -> Tensor:
+    """What has the leading dimensions of a leaf, in a shape that broadcasts to it."""
+    shaped = rows.reshape(rows.shape + (1,) * (leaf.ndim - rows.ndim))
+    return shaped.to(leaf.dtype) if rows.is_floating_point() else shaped
+
+
 def facts_of(looks: bool, leaf: Tensor | None) -> Any:
     """What is remembered of a tensor: which it was, where a function may look at it."""
     if leaf is None:

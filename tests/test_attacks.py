@@ -70,10 +70,15 @@ def along(gradient, norm):
     return gradient.sign() if norm == INF else gradient / torch.linalg.vector_norm(gradient, norm)
 
 
+def free(gradient, x):
+    """The gradient where a pixel may move."""
+    leaves = ((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0))
+    return torch.where(leaves, 0, gradient)
+
+
 def sparse(gradient, x, q):
     """The signs of the largest elements of those that may move, at L1 length 1."""
-    leaves = ((x <= 0) & (gradient < 0)) | ((x >= 1) & (gradient > 0))
-    gradient = torch.where(leaves, 0, gradient)
+    gradient = free(gradient, x)
     kept = gradient.abs().argsort(descending=True, stable=True)[: round((1 - q) * len(x))]
     signs = torch.zeros_like(x)
     signs[kept] = gradient[kept].sign()
@@ -99,7 +104,8 @@ def plainly(rule, net, images, labels, epsilon, norm, steps, size, sign=1.0):
             gradient = sign * torch.autograd.grad(loss, at)[0]
             if rule == "frank_wolfe":
                 rate = 2.0 / (2.0 + step)
-                x = (1 - rate) * x + rate * (center + epsilon * vertex(gradient, norm))
+                s = center + epsilon * vertex(free(gradient, x), norm)
+                x = (1 - rate) * x + rate * s
             else:
                 total = total + along(gradient, 1)
                 if rule == "mi_fgsm":
@@ -307,6 +313,31 @@ def test_as_many_images_are_fooled_as_by_another_library(name, digits):
     assert found <= theirs < accuracy(net, images, labels)
 
 
+if torchattacks:
+
+    @pytest.mark.parametrize("norm", [2, INF])
+    def test_as_many_images_are_fooled_as_by_the_adaptive_steps_of_another_library(norm, digits):
+        data = load_digits()
+        images = torch.tensor(data.images[:300], dtype=torch.float32)[:, None] / 16
+        net, labels, epsilon = digits[0], torch.tensor(data.target[:300]), EPSILON[norm]
+
+        def mean(attack):
+            return sum(accuracy(net, attack(seed), labels) for seed in range(3)) / 3
+
+        name = {2: "L2", INF: "Linf"}[norm]
+        theirs = mean(
+            lambda seed: of_torchattacks("APGD", norm=name, steps=30, n_restarts=1, seed=seed)(
+                net, images, labels, epsilon
+            )
+        )
+        found = mean(
+            lambda seed: attacks.apgd(net, images, labels, epsilon, norm=norm, steps=30, seed=seed)
+        )
+        assert (
+            found <= theirs + 0.01 < accuracy(net, images, labels)
+        )  # what starts are drawn, tells
+
+
 # ------------------------------------------------------------------ what holds of all
 
 ALL = {
@@ -316,6 +347,7 @@ ALL = {
         f"frank_wolfe, {norm}": partial(attacks.frank_wolfe, norm=norm, steps=9)
         for norm in (1, 2, INF)
     },
+    **{f"apgd, {norm}": partial(attacks.apgd, norm=norm, steps=9) for norm in (1, 2, INF)},
     "mi_fgsm, inf": partial(attacks.mi_fgsm, steps=9),
     "slide, 1": partial(attacks.slide, q=0.9, steps=9),
 }
@@ -357,7 +389,7 @@ def test_it_fools_the_network_away_from_labels_or_towards_them(name, digits):
 def test_a_row_is_what_it_is_alone(name, digits):
     net, images, labels = digits
     together = ALL[name](net.double(), images[:3].double(), labels[:3], EPSILON[norm_of(name)])
-    if "pgd" not in name:  # which starts at random
+    if "pgd" not in name:  # which start at random
         for i in range(3):
             one = slice(i, i + 1)
             alone = ALL[name](net, images[one].double(), labels[one], EPSILON[norm_of(name)])
@@ -407,6 +439,23 @@ def margin(logits, labels):
     own = logits.gather(1, labels[:, None])
     others = logits.scatter(1, labels[:, None], -INF)
     return others.amax(1) - own[:, 0]
+
+
+@NORMS
+def test_adaptive_steps_fool_as_many_as_the_best_of_other_sizes(norm, digits):
+    net, images, labels = digits
+    for epsilon in (0.6 * EPSILON[norm], EPSILON[norm]):
+        options = {"norm": norm, "steps": 40, "random_start": False}
+        tuned = min(
+            accuracy(
+                net,
+                attacks.pgd(net, images, labels, epsilon, step_size=size * epsilon, **options),
+                labels,
+            )
+            for size in (0.02, 0.06, 0.2, 0.5, 1.0)
+        )
+        found = attacks.apgd(net, images, labels, epsilon, **options)
+        assert accuracy(net, found, labels) <= tuned
 
 
 def test_any_pipeline_is_an_attack(digits):

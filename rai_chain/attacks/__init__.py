@@ -5,11 +5,12 @@ every point is projected to. An attack of another kind is another pipeline in `a
 """
 
 from .climb import attack
-from .near import fgsm, frank_wolfe, mi_fgsm, pgd, slide
+from .near import apgd, fgsm, frank_wolfe, mi_fgsm, pgd, slide
 from .whole import adversarial_step, universal
 
 __all__ = [
     "adversarial_step",
+    "apgd",
     "attack",
     "fgsm",
     "frank_wolfe",

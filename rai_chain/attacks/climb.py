@@ -1,5 +1,6 @@
 """What all attacks do: climb the loss of a model with a pipeline."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """The cross entropy of each image."""
-    return cross_entropy(logits, labels, reduction="none")
+    """The cross entropy of each image, and log K more where its label has not the largest logit.
+
+    So of all points those where the label changes count first: elsewhere it is at most log K.
+    """
+    other = logits.argmax(1) != labels
+    return cross_entropy(logits, labels, reduction="none") + math.log(logits.shape[1]) * other
 
 
 def attack(
@@ -41,7 +46,8 @@ def attack(
         tx: a pipeline that descends, on ``-loss``, or on the loss where `targeted`.
         steps: how many, >= 0.
         targeted: whether to go towards `labels`, not away from them.
-        loss: ``(logits, labels) -> losses`` (N,); the cross entropy.
+        loss: ``(logits, labels) -> losses`` (N,); by default the cross entropy, and log K more
+            where the label has not the largest logit, so that what fools the model counts first.
         **options: passed on to `rai_chain.solve.maximize`: `best`, `restarts`, `init`, `stop`,
             `callback`, `progress`, `seed`.
 

@@ -9,6 +9,7 @@ from torch import Tensor
 from .. import random
 from ..core.chain import chain
 from ..data.messages import told
+from ..links.apgd import apgd as adaptive
 from ..links.clipping import feasible
 from ..links.frank_wolfe import frank_wolfe_step, l1_oracle, l2_oracle, linf_oracle
 from ..links.momentum import trace
@@ -127,6 +128,47 @@ def pgd(
     return attack(model, images, labels, tx, steps, **{"init": init, **options})
 
 
+def apgd(
+    model: Model,
+    images: Tensor,
+    labels: Tensor,
+    epsilon: Any,
+    *,
+    norm: float = math.inf,
+    steps: int = 100,
+    random_start: bool = True,
+    low: float = 0.0,
+    high: float = 1.0,
+    **options: Any,
+) -> Tensor:
+    """Projected gradient steps that choose their own size, for each image: nothing to tune.
+
+    Args:
+        model, images, labels, epsilon, norm, low, high: as in `fgsm`.
+        steps: how many, >= 1; the size of the steps depends on them.
+        random_start, **options: as in `pgd`.
+
+    Returns:
+        Images, as `attack` and `fgsm`.
+
+    Raises:
+        TypeError, ValueError: as `fgsm`.
+
+    Example:
+        >>> import torch
+        >>> x = torch.tensor([[0.2, 0.6], [0.5, 0.5]])
+        >>> apgd(lambda x: x, x, torch.tensor([0, 1]), epsilon=0.25)
+        tensor([[0.0000, 0.8500],
+                [0.7500, 0.2500]])
+
+    Source: `rai_chain.apgd` (Croce and Hein 2020, arXiv 2003.01690), which L1 steps take as well.
+    """
+    longest = chain(of(DIRECTIONS, norm), scale(-2.0 * epsilon))
+    tx = adaptive(chain(longest, *within(norm, epsilon, images, low, high)), steps)
+    init = start(norm, epsilon, low, high) if random_start else None
+    return attack(model, images, labels, tx, steps, **{"init": init, **options})
+
+
 def mi_fgsm(
     model: Model,
     images: Tensor,
@@ -228,6 +270,9 @@ def frank_wolfe(
 ) -> Tensor:
     """Steps towards the point of the ball that the gradient likes best: no step size to choose.
 
+    The gradient is first zeroed where a pixel would leave the interval: a point of an L1 ball
+    changes one pixel alone.
+
     Args:
         model, images, labels, epsilon, norm, low, high: as in `fgsm`.
         steps, **options: as in `pgd`.
@@ -249,6 +294,6 @@ def frank_wolfe(
     Source: Chen et al. 2018, "A Frank-Wolfe Framework for Efficient and Effective Adversarial
     Attacks", arXiv 1811.10828, without its momentum.
     """
-    steps_to = chain(of(ORACLES, norm)(epsilon, images), frank_wolfe_step(lr))
-    tx = chain(steps_to, *within(norm, epsilon, images, low, high))
+    oracle = chain(feasible(low, high), of(ORACLES, norm)(epsilon, images))
+    tx = chain(oracle, frank_wolfe_step(lr), *within(norm, epsilon, images, low, high))
     return attack(model, images, labels, tx, steps, **options)

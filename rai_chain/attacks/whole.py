@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from ..core.chain import chain
 from ..links.transforms import scale
@@ -73,7 +74,7 @@ def adversarial_step(
     images: Tensor,
     labels: Tensor,
     attack: Callable[[torch.nn.Module, Tensor, Tensor], Tensor],
-    loss: Loss = losses,
+    loss: Loss = cross_entropy,
 ) -> Tensor:
     """One step of adversarial training: attack the images, then learn from what came out.
 
@@ -83,7 +84,7 @@ def adversarial_step(
         images, labels: a batch, (N, ...) and (N,).
         attack: ``(model, images, labels) -> images``, such as
             ``functools.partial(pgd, epsilon=0.1, steps=7)``.
-        loss: ``(logits, labels) -> losses`` (N,); the cross entropy.
+        loss: ``(logits, labels) -> losses``, (N,) or their mean; the cross entropy.
 
     Returns:
         The mean loss of the attacked images, before the step, a 0-dim tensor without a graph.

@@ -32,6 +32,8 @@ from .links.adam import adan as adan
 from .links.adam import nadam as nadam
 from .links.adam import radam as radam
 from .links.adam import yogi as yogi
+from .links.affine import affine as affine
+from .links.affine import project_affine as project_affine
 from .links.averages import averaged_params as averaged_params
 from .links.averages import incremental_update as incremental_update
 from .links.averages import periodic_update as periodic_update
@@ -51,6 +53,9 @@ from .links.layerwise import lamb as lamb
 from .links.layerwise import lars as lars
 from .links.matrices import adafactor as adafactor
 from .links.matrices import muon as muon
+from .links.matrix_sets import project_group_l1_ball as project_group_l1_ball
+from .links.matrix_sets import project_nuclear_ball as project_nuclear_ball
+from .links.matrix_sets import project_orthogonal as project_orthogonal
 from .links.optimizers import adadelta as adadelta
 from .links.optimizers import adagrad as adagrad
 from .links.optimizers import lion as lion
@@ -79,6 +84,11 @@ from .links.schedules import linear_schedule as linear_schedule
 from .links.schedules import piecewise_constant_schedule as piecewise_constant_schedule
 from .links.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from .links.schedules import polynomial_schedule as polynomial_schedule
+from .links.surfaces import project_halfspace as project_halfspace
+from .links.surfaces import project_hyperplane as project_hyperplane
+from .links.surfaces import project_l1_sphere as project_l1_sphere
+from .links.surfaces import project_l2_sphere as project_l2_sphere
+from .links.surfaces import project_non_negative as project_non_negative
 from .links.wrappers import accumulate as accumulate
 from .links.wrappers import apply_if_finite as apply_if_finite
 from .links.wrappers import conditionally as conditionally
@@ -154,8 +164,17 @@ def frank_wolfe_step(
 ) -> FunctionLink:
     """Step towards what an oracle answered: w <- (1 - a) w + a s, with a = lr / (lr + step)."""
 
+def group_l1_ball(epsilon: Hyper, group_ndim: int | None = -1) -> FunctionLink:
+    """Keep the sum of the Euclidean norms of the rows of each leaf at `epsilon` or below."""
+
 def group_soft_threshold(threshold: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Shorten each row by `threshold`, and no further than to 0."""
+
+def halfspace(normal: Hyper, offset: Hyper = 0.0, *, param_ndim: ParamNdim = ...) -> FunctionLink:
+    """Move each row to the nearest one whose product with `normal` is at most `offset`."""
+
+def hyperplane(normal: Hyper, offset: Hyper = 0.0, *, param_ndim: ParamNdim = ...) -> FunctionLink:
+    """Move each row to the nearest one whose product with `normal` is `offset`."""
 
 def identity() -> FunctionLink:
     """Return updates as they are."""
@@ -173,6 +192,11 @@ def l1_ball(
 def l1_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by the point s of the L1 ball that minimises <g, s>: a signed vertex."""
 
+def l1_sphere(
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+) -> FunctionLink:
+    """Move each row to L1 distance `epsilon` of `center`: to the nearest such point."""
+
 def l1q_oracle(q: Hyper, epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by -epsilon times the L1-normalised signs of its largest elements."""
 
@@ -188,6 +212,11 @@ def l2_ball(
 
 def l2_oracle(epsilon: Hyper, *, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each row g by the point s of the L2 ball that minimises <g, s>."""
+
+def l2_sphere(
+    epsilon: Hyper, center: Hyper | None = None, *, param_ndim: ParamNdim = ...
+) -> FunctionLink:
+    """Move each row to Euclidean distance `epsilon` of `center`; from there, to one such point."""
 
 def linf_ball(
     epsilon: Hyper,
@@ -209,6 +238,9 @@ def nan_to_num(
 def negate() -> FunctionLink:
     """Change the sign, so that what follows climbs: `maximize` of torch's optimizers."""
 
+def non_negative() -> FunctionLink:
+    """Keep each element at 0 or above; NaN stays."""
+
 def normalize(
     p: float = 2.0, div_by_zero_eps: Hyper = 1.1754943508222875e-38, *, param_ndim: ParamNdim = ...
 ) -> FunctionLink:
@@ -222,8 +254,14 @@ def normalize_std(
 ) -> FunctionLink:
     """Divide each row by its standard deviation; one whose deviation is below `eps` stays."""
 
+def nuclear_ball(epsilon: Hyper) -> FunctionLink:
+    """Keep the sum of the singular values of each matrix at `epsilon` or below."""
+
 def one_hot_sign(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Keep the sign of the largest magnitude of each row, the first among equals; zero the rest."""
+
+def orthogonal() -> FunctionLink:
+    """Replace each matrix by the nearest one with orthonormal rows, or columns if it is tall."""
 
 def params_ema(decay: Hyper = 0.999) -> FunctionLink:
     """Keep an exponential moving average of the parameters, which stay; see `averaged_params`."""

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..core.link import Factory
+from ..core.link import Link
 from ..data.hyper import Bound, NonNegative, Optional, RowNonNegative
 from ..data.messages import arguments
 from ..data.tree import Tree
@@ -190,7 +190,7 @@ def simplex(rows: Tensor, scale: RowNonNegative = 1.0, *, out: Tensor | None = N
 # ------------------------------------------------------------------ plain functions
 
 
-def plain(factory: Factory, example: str) -> Callable[..., Tree]:
+def plain(factory: Callable[..., Link], example: str) -> Callable[..., Tree]:
     """The function on trees that applies a parameter link to parameters."""
 
     name = f"project_{factory.__name__}"

@@ -30,6 +30,8 @@ SAMPLES = {
     "k": 2,
     "levels": 4,
     "eta_plus": 3.0,
+    "normal": 0.7,
+    "offset": 0.2,
 }
 FACTORIES = {
     name: factory
@@ -50,8 +52,13 @@ VARIANTS = {
     "linf_ball, alone": {"low": None, "high": None},
     "l2_ball, alone": {"low": None, "high": None},
     "l1_ball, alone": {"low": None, "high": None},
-    "l2_ball, behind": {"center": 0.5, "low": None, "high": 0.3},
-    "l1_ball, behind": {"center": 0.5, "low": None, "high": 0.3},
+    "l2_ball, behind": {"center": 0.4, "low": None, "high": 0.3},
+    "l1_ball, behind": {"center": 0.4, "low": None, "high": 0.3},
+    "l1_sphere, around": {"center": 0.1},
+    "l2_sphere, around": {"center": 0.1},
+    "nuclear_ball, inside": {"epsilon": 9.0},
+    "group_l1_ball, inside": {"epsilon": 9.0},
+    "group_l1_ball, one": {"group_ndim": None},
     "frank_wolfe_step, constant": {"lr": 0.5, "use_default_lr_schedule": False},
 }
 # Every link of rows takes the whole tree as one row.

@@ -650,6 +650,15 @@ def _as_row(tree: Any, library: Any) -> Any:
     return library.concatenate([leaf.reshape(-1) for leaf in tree_leaves(tree)])
 
 
+tree_hyperplane = partial(rc.project_hyperplane, param_ndim="tree")
+tree_halfspace = partial(rc.project_halfspace, param_ndim="tree")
+
+
+def across(x: torch.Tensor) -> torch.Tensor:
+    """The vectors at a right angle to one, as rows."""
+    return torch.linalg.svd(x.double().reshape(1, -1))[2][1:]
+
+
 FUNCTIONS: dict[str, tuple[Any, Any]] = {  # optax's and ours, of an array and a positive number
     "project_l1_ball": (
         projections.projection_l1_ball,
@@ -688,6 +697,34 @@ FUNCTIONS: dict[str, tuple[Any, Any]] = {  # optax's and ours, of an array and a
     "project_box, non-negative": (
         lambda x, s: projections.projection_non_negative(x),
         lambda x, s: rc.project_box(x, low=0.0),
+    ),
+    "project_non_negative": (
+        lambda x, s: projections.projection_non_negative(x),
+        lambda x, s: rc.project_non_negative(x),
+    ),
+    "project_l1_sphere": (
+        projections.projection_l1_sphere,
+        partial(rc.project_l1_sphere, param_ndim=None),
+    ),
+    "project_l2_sphere": (
+        projections.projection_l2_sphere,
+        partial(rc.project_l2_sphere, param_ndim=None),
+    ),
+    "project_hyperplane": (  # the way there, of which the far ones lose no digits
+        lambda x, s: projections.projection_hyperplane([x, x[0]], [x[::-1], x[-1]], s)[0] - x,
+        lambda x, s: (
+            rc.project_hyperplane([x, x[0]], [x.flip(0), x[-1]], s, param_ndim="tree")[0] - x
+        ),
+    ),
+    "project_halfspace": (
+        lambda x, s: projections.projection_halfspace([x, x[0]], [x[::-1], x[-1]], -s)[0] - x,
+        lambda x, s: (
+            rc.project_halfspace([x, x[0]], [x.flip(0), x[-1]], -s, param_ndim="tree")[0] - x
+        ),
+    ),
+    "project_affine, vector": (  # the points of a line, as the solutions of what is across it
+        lambda x, s: projections.projection_vector(x, x[::-1]),
+        lambda x, s: rc.project_affine(x, across(x.flip(0)), param_ndim=None),
     ),
     "normalize": (
         projections.projection_l2_sphere,

@@ -1,16 +1,17 @@
 """Updates held to a size: of an element, a row, a leaf, an example or the whole tree."""
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.define import elementwise, leafwise, rowwise, treewise
-from ..data.hyper import NonNegative, Optional, RowNonNegative, RowNumber
+from ..data.hyper import Bound, NonNegative, RowNonNegative, RowNumber
 from ..data.tree import Tree, flatten, unflatten
 from ..kernels.norms import rescale, row_norm
-from .transforms import TINY, check_interval, clamped, clip_by_norm
+from .transforms import TINY, check_box, clamped, clip_by_norm
 
 
 @elementwise
@@ -100,22 +101,16 @@ def adaptive_grad_clip(
     return clip_by_norm.function(rows, clipping * row_norm(param, 2).clamp(min=eps))
 
 
-def _check_feasible(values: dict[str, Any]) -> None:
-    if values["low"] is None and values["high"] is None:
-        raise ValueError("`low` or `high` must be given  Got: None for both")
-    check_interval("low", values["low"], "high", values["high"])
-
-
-@elementwise(check=_check_feasible)
-def feasible(grad: Tensor, low: Optional = None, high: Optional = None, *, param: Tensor) -> Tensor:
+@elementwise(check=check_box)
+def feasible(grad: Tensor, low: Bound = None, high: Bound = None, *, param: Tensor) -> Tensor:
     """Zero each element whose descent would leave an interval; `update` needs `params`.
 
     That is where the parameter is at `low`, or below, and the gradient is positive, or at `high`
     and it is negative. In front of a selection the others then have its places.
 
     Args:
-        low: lower bound, or None for none.
-        high: upper bound, or None for none; low <= high.
+        low: lower bound: a number, a tensor that broadcasts to the parameter, or None.
+        high: upper bound, likewise; low <= high.
 
     Raises:
         ValueError: no bound is given, low > high, or no `params`.
@@ -129,10 +124,11 @@ def feasible(grad: Tensor, low: Optional = None, high: Optional = None, *, param
     Source: the active set of SLIDE (Tramer and Boneh 2019, arXiv 1904.13000); gradient
     projection (Rosen 1960).
     """
+    as_param = partial(torch.as_tensor, dtype=param.dtype, device=param.device)  # as `box` rounds
     if low is not None:
-        grad = torch.where((param <= low) & (grad > 0), 0, grad)
+        grad = torch.where((param <= as_param(low)) & (grad > 0), 0, grad)
     if high is not None:
-        grad = torch.where((param >= high) & (grad < 0), 0, grad)
+        grad = torch.where((param >= as_param(high)) & (grad < 0), 0, grad)
     return grad
 
 

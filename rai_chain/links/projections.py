@@ -24,22 +24,16 @@ from ..data.hyper import Bound, NonNegative, Optional, RowNonNegative
 from ..data.messages import arguments
 from ..data.tree import Tree
 from ..kernels import boxed, sets
-from .transforms import check_interval, clamped
+from .transforms import check_box, check_interval, clamped
 
 # ------------------------------------------------------------------ the sets
-
-
-def _check_box(values: dict[str, Any]) -> None:
-    if values["low"] is None and values["high"] is None:
-        raise ValueError("`low` or `high` must be given  Got: None for both")
-    _check_order(values)
 
 
 def _check_order(values: dict[str, Any]) -> None:
     check_interval("low", values["low"], "high", values["high"])
 
 
-@elementwise(phase="parameter", check=_check_box)
+@elementwise(phase="parameter", check=check_box)
 def box(
     param: Tensor, low: Bound = None, high: Bound = None, *, out: Tensor | None = None
 ) -> Tensor:

@@ -104,11 +104,16 @@ def top_q(
     return keep_largest(rows, kept(q, rows.shape[1], at_least), out=out)
 
 
-def check_bounds(values: dict[str, Any]) -> None:
-    low, high = values["clamp_min"], values["clamp_max"]
-    if low is None and high is None:
-        raise ValueError("`clamp_min` or `clamp_max` must be given  Got: None for both")
-    check_interval("clamp_min", low, "clamp_max", high)
+def check_bounds(values: dict[str, Any], low: str = "clamp_min", high: str = "clamp_max") -> None:
+    """Refuse an interval without an end, or whose ends are in the wrong order."""
+    if values[low] is None and values[high] is None:
+        raise ValueError(f"`{low}` or `{high}` must be given  Got: None for both")
+    check_interval(low, values[low], high, values[high])
+
+
+def check_box(values: dict[str, Any]) -> None:
+    """`check_bounds` of `low` and `high`."""
+    check_bounds(values, "low", "high")
 
 
 def check_interval(low_name: str, low: Any, high_name: str, high: Any) -> None:

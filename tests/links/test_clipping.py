@@ -123,3 +123,35 @@ def test_soft_threshold_solves_the_lasso() -> None:
     exact = q.T @ target
     torch.testing.assert_close(x, exact.sign() * (exact.abs() - 0.7).clamp(min=0))
     assert (x == 0).any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_a_parameter_that_box_put_to_a_bound_is_at_it(dtype: torch.dtype) -> None:
+    """A bound of another dtype is rounded as `box` rounds it."""
+    ends = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    for low, high in ((ends, ends + 0.02), (ends[3].item(), ends[4].item()), (ends[3], ends[4])):
+        for start in (-9.0, 9.0):
+            p = rc.box(low, high).map(torch.full((19,), start, dtype=dtype))
+            out = torch.full_like(p, -start)  # its descent leaves
+            assert not rc.feasible(low, high).update(out, (), params=p)[0].any()
+            assert torch.equal(rc.feasible(low, high).update(-out, (), params=p)[0], -out)
+
+
+def test_what_is_feasible_keeps_nan_and_has_a_derivative() -> None:
+    nan = torch.nan
+    p, g = torch.tensor([0.0, nan, 1.0, 0.5, nan]), torch.tensor([nan, 1.0, -1.0, nan, nan])
+    kept = rc.feasible(0.0, 1.0).update(g, (), params=p)[0]
+    assert torch.equal(kept.isnan(), g.isnan()) and kept[1] == 1.0 and kept[2] == 0.0
+    p = torch.tensor([0.0, 0.0, 0.5, 1.0, 1.0, -3.0], dtype=torch.float64)
+    g = torch.tensor([2.0, -2.0, 1.0, 2.0, -2.0, 1.0], dtype=torch.float64, requires_grad=True)
+    move = lambda g: rc.feasible(0.0, 1.0).update(g, (), params=p)[0]  # noqa: E731
+    assert torch.autograd.gradcheck(move, g)
+    assert torch.autograd.gradgradcheck(lambda g: move(g).square(), g)
+    (slope,) = torch.autograd.grad(move(g).sum(), g)
+    assert slope.tolist() == [0.0, 1.0, 1.0, 1.0, 0.0, 0.0]
+    each = torch.tensor([[0.0], [0.5]])  # a bound for each row
+    rows = torch.tensor([[0.0, 0.5], [0.0, 0.5]])
+    kept = rc.feasible(each).update(torch.ones(2, 2), (), params=rows)[0]
+    assert torch.equal(kept, torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    batched = torch.func.vmap(lambda g, p, low: rc.feasible(low).update(g, (), params=p)[0])
+    assert torch.equal(batched(torch.ones(2, 2), rows, each[:, 0]), kept)

@@ -22,6 +22,13 @@ PIPELINES: dict[str, Any] = {
     "drawn": rc.chain(rc.random_k(2, seed=3), rc.qsgd(4), rc.sgd(0.1)),
     "clipped": rc.chain(rc.adaptive_grad_clip(0.1), rc.clip_by_block_rms(0.05), rc.sgd(0.1)),
     "frozen": rc.chain(rc.sgd(0.1), rc.masked(rc.set_to_zero(), [True, False])),
+    "in a box": rc.chain(
+        rc.sgd(0.1), rc.l1_ball(0.6, low=-0.1, high=[0.2, 0.1]), rc.l2_ball(0.3, low=-0.1)
+    ),
+    "surfaces": rc.chain(rc.sgd(0.1), rc.l1_sphere(0.6), rc.halfspace(0.5, 0.1), rc.l2_sphere(1.0)),
+    "of the tree": rc.chain(rc.sgd(0.1), rc.hyperplane(1.0, 2.0, param_ndim="tree")),
+    "matrices": rc.chain(rc.sgd(0.1), rc.group_l1_ball(1.0), rc.nuclear_ball(0.6)),
+    "orthogonal": rc.chain(rc.adam(0.1), rc.orthogonal()),
     "proximal": rc.chain(rc.sgd(rc.linear_onecycle_schedule(6, 0.1)), rc.soft_threshold(0.01)),
 }
 

@@ -147,8 +147,8 @@ def count(active: Tensor) -> Tensor:
 
 def with_slope(value: Tensor, formula: Tensor) -> Tensor:
     """The value of the one with the derivative of the other."""
-    slope = formula - formula.detach()
-    return value + torch.where(slope == 0.0, slope, 0.0).to(value.dtype)
+    slope = formula.detach() - formula  # taken away, so that -0.0 stays
+    return value - torch.where(slope == 0.0, slope, 0.0).to(value.dtype)
 
 
 def project(

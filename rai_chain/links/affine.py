@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..core.define import rowwise
 from ..core.link import UNSET, FunctionLink
-from ..data.hyper import show
+from ..data.hyper import Range, show
 from ..data.messages import told
 from ..data.rows import ParamNdim
 from ..data.tree import Leaves, leaf_names
@@ -74,7 +74,7 @@ def affine(matrix: Tensor, offset: Tensor | float = 0.0, *, param_ndim: Any = UN
         param_ndim: what a row is, see `rai_chain.to_batch`.
 
     Raises:
-        TypeError: `matrix` is no floating tensor.
+        TypeError: `matrix` is no floating tensor, or `offset` neither a number nor a tensor.
         ValueError: shapes that do not fit.
 
     Example:
@@ -90,6 +90,8 @@ def affine(matrix: Tensor, offset: Tensor | float = 0.0, *, param_ndim: Any = UN
         raise TypeError(f"`matrix` must be a floating tensor (M, D)  Got: {told(matrix)}")
     if matrix.ndim != 2:
         raise ValueError(f"`matrix` must be of shape (M, D)  Got: {tuple(matrix.shape)}")
+    if not isinstance(offset, Tensor):
+        Range(static=True).check("offset", offset)
     each = torch.as_tensor(offset, dtype=torch.float64, device=matrix.device)
     if each.shape not in ((), matrix.shape[:1]):
         raise ValueError(

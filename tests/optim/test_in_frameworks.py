@@ -138,3 +138,23 @@ def test_a_checkpoint_is_loaded_into_groups_that_took_the_place_of_others():
         assert [g["q"] for g in optimizer.param_groups] == [grown(3), grown(2)]
         ends.append((x.detach(), y.detach()))
     assert torch.equal(ends[0][0], ends[1][0]) and torch.equal(ends[0][1], ends[1][1])
+
+
+class Counting(torch.optim.SGD):
+    """Keeps a number of the whole optimizer in `state`, beside those of parameters."""
+
+    def step(self, closure=None):
+        self.state["steps"] = self.state.get("steps", torch.zeros(())) + 1
+        return super().step(closure)
+
+
+def test_what_an_inner_optimizer_keeps_of_the_whole_is_loaded():
+    def make():
+        x = torch.ones(3, requires_grad=True)
+        return x, Chain(ema(0.9), params=[x], InnerOpt=Counting, lr=0.1)
+
+    (x, first), (_, second) = make(), make()
+    stepped(first, x)
+    second.load_state_dict(first.state_dict())
+    assert second.state["steps"].item() == 1
+    assert second.state_dict()["state"][0]["links"] is not None

@@ -256,7 +256,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
         loss, self._pending = None, None
         with rewound(self._pipeline):
             if closure is not None and not self._compile:
-                loss = self.inner_opt.step(self._create_closure(closure))
+                loss = fast.bare_step(self.inner_opt)(self._create_closure(closure))
             else:
                 if closure is not None:
                     with torch.enable_grad():

@@ -1,7 +1,13 @@
 """What frameworks do to an optimizer: they wrap it, imitate its class, ask for what others have."""
 
+import functools
+
 import pytest
 import torch
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 
 from rai_chain import chain, ema, frank_wolfe_step, l2_ball, linear_schedule, scale, top_q
 from rai_chain.optim import ChainedParamTransformingOptimizer, TopQGradientOptimizer
@@ -158,3 +164,63 @@ def test_what_an_inner_optimizer_keeps_of_the_whole_is_loaded():
     second.load_state_dict(first.state_dict())
     assert second.state["steps"].item() == 1
     assert second.state_dict()["state"][0]["links"] is not None
+
+
+class Foreign(torch.optim.Optimizer):
+    """A step that is nobody's but a user's."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        loss = None if closure is None else closure()
+        for group in self.param_groups:
+            for p in group["params"]:
+                p.sub_(p.grad, alpha=group["lr"])
+        return loss
+
+
+@pytest.mark.parametrize("with_closure", [False, True])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS, Foreign, "chain", "native"])
+def test_hooks_of_all_optimizers_fire_once_a_step_and_own_ones_too(kind, with_closure):
+    x = torch.ones(3, requires_grad=True)
+    if kind == "native":
+        optimizer = chain(ema(0.9), frank_wolfe_step()).optimizer([x])
+    elif kind == "chain":
+        optimizer = Chain(ema(0.9), params=[x], InnerOpt=functools.partial(Chain, scale(0.5)))
+    else:
+        optimizer = Chain(ema(0.9), params=[x], InnerOpt=kind, lr=0.1)
+    seen = []
+
+    def listen(place):
+        return lambda *args: seen.append((place, args[0]))
+
+    handles = [
+        register_optimizer_step_pre_hook(listen("before all")),
+        register_optimizer_step_post_hook(listen("after all")),
+        optimizer.inner_opt.register_step_pre_hook(listen("before")),
+        optimizer.inner_opt.register_step_post_hook(listen("after")),
+    ]
+
+    def closure():
+        optimizer.zero_grad()
+        loss = (x * x).sum()
+        loss.backward()
+        return loss
+
+    inner, both = optimizer.inner_opt, [True, False] if kind is not torch.optim.LBFGS else [True]
+    try:
+        for own in both:
+            if not own:
+                for handle in handles[2:]:
+                    handle.remove()
+            closure()
+            seen.clear()
+            with_closure = with_closure or kind is torch.optim.LBFGS
+            optimizer.step(closure) if with_closure else optimizer.step()
+            expected = [("before", inner), ("after", inner)] if own else []
+            assert seen == [("before all", optimizer), *expected, ("after all", optimizer)]
+    finally:
+        for handle in handles:
+            handle.remove()

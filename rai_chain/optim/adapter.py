@@ -11,7 +11,7 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from ..core.link import FunctionLink, Link
-from ..data.checks import check_leaves, overlaps
+from ..data.checks import overlaps
 from ..data.hyper import Flag
 from ..data.messages import told
 from ..data.rows import ParamNdim
@@ -285,7 +285,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
             self.inner_opt._bind()
         work = [Work(bound, [p.grad for p in bound.params]) for bound in bounds]
         for one in work:
-            check_leaves(one.leaves, one.bound.spec, "grads")
+            one.bound.check_grads(one.leaves)
         for i, one in enumerate(work):
             one.prepare(self.state, before[i] if before else None)
         for one in work:

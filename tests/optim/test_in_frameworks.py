@@ -9,7 +9,18 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 
-from rai_chain import chain, ema, frank_wolfe_step, l2_ball, linear_schedule, scale, top_q
+from rai_chain import (
+    chain,
+    ema,
+    frank_wolfe_step,
+    l2_ball,
+    linear_schedule,
+    masked,
+    partition,
+    project_l2_ball,
+    scale,
+    top_q,
+)
 from rai_chain.optim import ChainedParamTransformingOptimizer, TopQGradientOptimizer
 
 Chain = ChainedParamTransformingOptimizer
@@ -224,3 +235,92 @@ def test_hooks_of_all_optimizers_fire_once_a_step_and_own_ones_too(kind, with_cl
     finally:
         for handle in handles:
             handle.remove()
+
+
+def only_real(tree):
+    return [not p.is_complex() for p in tree]
+
+
+NO_LINK = [
+    lambda: [],
+    lambda: [masked(chain(ema(0.9), top_q(0.5, param_ndim=None)), only_real)],
+    lambda: [partition({"real": scale(0.5), "other": chain()}, labels)],
+]
+
+
+def labels(tree):
+    return ["other" if p.is_complex() or p.numel() > 9 else "real" for p in tree]
+
+
+@pytest.mark.parametrize("links", NO_LINK, ids=["none", "masked", "partition"])
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam, torch.optim.Adagrad])
+def test_complex_parameters_that_no_link_sees_are_the_inner_optimizers(links, kind):
+    start, grad = torch.randn(2, 3, dtype=torch.complex64), torch.randn(2, 3, dtype=torch.complex64)
+    z, alone, real = (x.clone().requires_grad_() for x in (start, start, torch.ones(4)))
+    optimizer = Chain(*links(), params=[z, real], InnerOpt=kind, lr=0.1)
+    torchs = kind([alone], lr=0.1)
+    for i in range(4):
+        if i == 2:  # resumed
+            saved = optimizer.state_dict()
+            optimizer = Chain(*links(), params=[z, real], InnerOpt=kind, lr=0.1)
+            optimizer.load_state_dict(saved)
+        z.grad, alone.grad, real.grad = grad.clone(), grad.clone(), torch.ones(4)
+        optimizer.step()
+        torchs.step()
+        assert torch.equal(z.grad, grad)
+    assert torch.equal(z, alone) and not torch.equal(real.detach(), torch.ones(4))
+
+
+def test_complex_parameters_that_a_link_sees_are_refused_by_name():
+    z = torch.ones(3, dtype=torch.complex64, requires_grad=True)
+    for links in ([ema(0.9)], [l2_ball(1.0)], [masked(ema(0.9), [True])]):
+        with pytest.raises(TypeError, match=r"`params\[0\]` must be real"):
+            Chain(*links, params=[z], lr=0.1)
+    with pytest.raises(TypeError, match=r"`params\[0\]` must be real"):
+        Chain(params=[z], lr=0.1, grad_scale=0.5)
+    optimizer = Chain(params=[z], lr=0.1)
+    z.grad = torch.ones_like(z)
+    optimizer.param_groups[0]["grad_scale"] = 2.0
+    with pytest.raises(TypeError, match=r"`params\[0\]` must be real"):
+        optimizer.step()
+
+
+def sparse(values):
+    return torch.tensor(values).to_sparse()
+
+
+@pytest.mark.parametrize("links", [[], [l2_ball(0.5)], [masked(scale(0.5), [False])]], ids=repr)
+@pytest.mark.parametrize("with_closure", [False, True])
+def test_sparse_gradients_that_no_link_sees_are_the_inner_optimizers(links, with_closure):
+    x, alone = (torch.ones(4, requires_grad=True) for _ in range(2))
+    optimizer = Chain(*links, params=[x], InnerOpt=torch.optim.SparseAdam, lr=0.1)
+    torchs = torch.optim.SparseAdam([alone], lr=0.1)
+    for _ in range(3):
+        for p in (x, alone):
+            p.grad = sparse([0.0, 1.0, 0.0, 2.0])
+        optimizer.step((lambda: x.sum().detach()) if with_closure else None)
+        torchs.step()
+        if links and links[0].phase == "parameter":
+            with torch.no_grad():
+                alone.copy_(project_l2_ball(alone, 0.5, param_ndim=-1))
+    assert torch.equal(x, alone)
+
+
+def test_sparse_gradients_that_a_link_sees_are_refused_before_anything_changes():
+    x = torch.ones(4, requires_grad=True)
+    for make in (lambda: Chain(ema(0.9), params=[x], lr=0.1), lambda: native(x)):
+        optimizer = make()
+        x.grad = sparse([0.0, 1.0, 0.0, 2.0])
+        with pytest.raises(TypeError, match=r"`grads\[0\]` must be dense"):
+            optimizer.step()
+        assert x.tolist() == [1.0] * 4 and not optimizer.state
+
+
+def test_large_sparse_gradients_are_not_cut():
+    x, alone = (torch.ones(1 << 20, requires_grad=True) for _ in range(2))
+    optimizer, torchs = Chain(params=[x], lr=0.1), torch.optim.SGD([alone], lr=0.1)
+    for p in (x, alone):
+        p.grad = torch.sparse_coo_tensor([[5, 70]], [1.0, 2.0], (1 << 20,), check_invariants=True)
+    optimizer.step()
+    torchs.step()
+    assert torch.equal(x, alone)

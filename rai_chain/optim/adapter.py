@@ -21,7 +21,7 @@ from .checkpoint import Saved, rewound
 from .declared import declared
 from .drawn import DrawnTopQ
 from .hooks import HOOKS, HookMethods, hooks_of
-from .inner import Aside, build, builds, numbers_of, restored, shares_groups
+from .inner import Aside, build, builds, grad_as_inner, numbers_of, restored, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .params import check_closure, check_defaults, complete, groups_of
 from .states import STATES, Group
@@ -232,7 +232,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Binding, Optimizer):
     # ------------------------------------------------------------------ the step
 
     @fast.quick
-    @torch.no_grad()
+    @grad_as_inner
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Transform the gradients, step the inner optimizer, transform the parameters.
 

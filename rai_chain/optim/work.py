@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from ..data.tree import Leaves
 from ..engine.run import Phase, State, run_links, runs_plain
 from .bound import Bound
@@ -58,11 +60,19 @@ class Work:
         values = [self.values[i] for i in places]
         run = bound.run(leaves)
         run.extra = self.extra
+        graph, seen = torch.is_grad_enabled(), leaves  # of an inner step that is differentiable
+        if graph:
+            run.writable = [False] * len(leaves)
+            seen = [None if x is None else x.clone() for x in leaves]
         run.plain = runs_plain([*leaves, *bound.params], values)
         states = [self.states[i] for i in places]
-        out, states = run_links(links, names, leaves, states, run, values, phase)
-        for old, new in zip(leaves, out, strict=True):
-            if new is not old and old is not None and new is not None:
+        out, states = run_links(links, names, seen, states, run, values, phase)
+        for i, (old, before, new) in enumerate(zip(leaves, seen, out, strict=True)):
+            if new is before or old is None or new is None:
+                continue
+            if graph and phase == "gradient":
+                leaves[i] = bound.params[i].grad = new
+            else:
                 old.copy_(new)
         for i, own in zip(places, states, strict=True):
             self.states[i] = own

@@ -21,7 +21,11 @@ from rai_chain import (
     scale,
     top_q,
 )
-from rai_chain.optim import ChainedParamTransformingOptimizer, TopQGradientOptimizer
+from rai_chain.optim import (
+    ChainedParamTransformingOptimizer,
+    ParamTransformingOptimizer,
+    TopQGradientOptimizer,
+)
 
 Chain = ChainedParamTransformingOptimizer
 
@@ -324,3 +328,49 @@ def test_large_sparse_gradients_are_not_cut():
     optimizer.step()
     torchs.step()
     assert torch.equal(x, alone)
+
+
+DIFFERENTIABLE = {
+    "none": lambda: [],
+    "scale": lambda: [scale(0.5)],
+    "top_q": lambda: [top_q(0.5, param_ndim=None)],
+    "ema": lambda: [ema(0.5), scale(3.0)],
+    "ball": lambda: [l2_ball(0.5, param_ndim=None)],
+    "all": lambda: [ema(0.5), masked(scale(3.0), [True]), l2_ball(0.5, param_ndim=None)],
+}
+
+
+@pytest.mark.parametrize("links", DIFFERENTIABLE)
+@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.Adam])
+def test_steps_of_parameters_that_are_no_leaves_have_their_derivative(links, kind):
+    torch.manual_seed(0)
+    inputs = [torch.rand(6, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+
+    def train(start, *grads):
+        p = start.clone()
+        optimizer = Chain(
+            *DIFFERENTIABLE[links](), params=[p], InnerOpt=kind, lr=0.1, differentiable=True
+        )
+        for g in grads:
+            p.grad = g
+            optimizer.step()
+        return p
+
+    before = [x.detach().clone() for x in inputs]
+    assert torch.autograd.gradcheck(train, inputs)
+    assert all(torch.equal(x, y) for x, y in zip(inputs, before, strict=True))
+
+
+def test_parameters_that_are_no_leaves_are_refused_as_torch_refuses_them():
+    with pytest.raises(ValueError, match="non-leaf"):
+        Chain(ema(0.9), params=[torch.ones(3, requires_grad=True).clone()], lr=0.1)
+
+
+def test_hooks_which_write_in_place_have_no_derivative():
+    class Halved(ParamTransformingOptimizer):
+        def _pre_step_transform_(self, param, optim_group):
+            param.grad /= 2
+
+    x = torch.ones(3, requires_grad=True).clone()
+    with pytest.raises(ValueError, match="`differentiable` must be False beside Halved"):
+        Halved([x], lr=0.1, differentiable=True)

@@ -16,7 +16,7 @@ _FLOATING = frozenset({torch.float64, torch.float32, torch.bfloat16, torch.float
 
 def overlaps(tensor: Tensor) -> bool:
     """Whether several elements share memory, as in an expanded tensor: it cannot be written."""
-    if tensor.is_contiguous():
+    if tensor.layout is not torch.strided or tensor.is_contiguous():
         return False
     reach = 0
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
@@ -42,6 +42,11 @@ def name_of(what: str, spec: Spec, i: int) -> str:
     return what if spec.is_leaf() else f"{what}{leaf_names(spec)[i]}"
 
 
+def is_ordinary(leaf: Tensor | None) -> bool:
+    """Whether a leaf is None, or a floating strided tensor, as all links take it."""
+    return leaf is None or (leaf.dtype in _FLOATING and leaf.layout is torch.strided)
+
+
 def check_leaves(leaves: Sequence[Any], spec: Spec, what: str) -> None:
     """Refuse leaves that are not floating strided tensors, by name and with what to do."""
     for i, leaf in enumerate(leaves):
@@ -52,7 +57,7 @@ def check_leaves(leaves: Sequence[Any], spec: Spec, what: str) -> None:
                 f"`{name_of(what, spec, i)}` must be a tensor or None{_instead(leaf)}  "
                 f"Got: {told(leaf)}"
             )
-        if leaf.dtype in _FLOATING and leaf.layout is torch.strided:
+        if is_ordinary(leaf):
             continue
         name = f"`{name_of(what, spec, i)}`"
         if leaf.layout is not torch.strided:
@@ -80,6 +85,11 @@ def _instead(value: Any) -> str:
 def check_made(leaves: Leaves, spec: Spec, what: str) -> None:
     """`check_leaves`, and refuse parameters of a lazy module, which have no shape yet."""
     check_leaves(leaves, spec, what)
+    check_shaped(leaves, spec, what)
+
+
+def check_shaped(leaves: Leaves, spec: Spec, what: str) -> None:
+    """Refuse parameters of a lazy module, which have no shape yet."""
     for i, leaf in enumerate(() if torch.compiler.is_compiling() else leaves):
         if leaf is not None and torch.nn.parameter.is_lazy(leaf):
             raise ValueError(

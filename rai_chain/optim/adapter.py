@@ -11,7 +11,6 @@ import torch
 from torch.optim import SGD, Optimizer
 
 from ..core.link import FunctionLink, Link
-from ..data.checks import check_leaves
 from ..data.hyper import Flag
 from ..data.messages import told
 from ..data.rows import ParamNdim
@@ -23,7 +22,7 @@ from .declared import declared
 from .drawn import DrawnTopQ
 from .evaluation import Evaluation
 from .hooks import HOOKS, HookMethods, hooks_of
-from .inner import Aside, build, builds, numbers_of, restored, shares_groups
+from .inner import Aside, build, builds, grad_as_inner, numbers_of, restored, shares_groups
 from .layout import Entry, Pipeline, lay_out
 from .params import check_closure, check_defaults, complete, groups_of
 from .states import STATES, Group
@@ -234,7 +233,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
     # ------------------------------------------------------------------ the step
 
     @fast.quick
-    @torch.no_grad()
+    @grad_as_inner
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Transform the gradients, step the inner optimizer, transform the parameters.
 
@@ -258,7 +257,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
         loss, self._pending = None, None
         with rewound(self._pipeline):
             if closure is not None and not self._compile:
-                loss = self.inner_opt.step(self._create_closure(closure))
+                loss = fast.bare_step(self.inner_opt)(self._create_closure(closure))
             else:
                 if closure is not None:
                     with torch.enable_grad():
@@ -287,7 +286,7 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
             self.inner_opt._bind()
         work = [Work(bound, [p.grad for p in bound.params]) for bound in bounds]
         for one in work:
-            check_leaves(one.leaves, one.bound.spec, "grads")
+            one.bound.check_grads(one.leaves)
         for i, one in enumerate(work):
             one.prepare(self.state, before[i] if before else None)
         keep_apart([(one.bound, one.leaves) for one in work])

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.link import Link
 from ..core.pipeline import Values
+from ..data.checks import check_leaves, is_ordinary
 from ..data.hyper import REQUIRED, check_number, has_schedule, plain
 from ..data.messages import refuse_key
 from ..data.rows import check_param_ndim
@@ -17,7 +18,7 @@ from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
 from ..engine.chunks import Call
 from ..engine.run import Phase, Run, State
 from .layout import Pipeline, Scheduled, at_start
-from .params import check_group, check_params
+from .params import check_group, check_params, seen_by
 from .states import ENDED, STATES, Group, Keeper
 
 _NUMBERS = (int, float, bool)
@@ -56,6 +57,7 @@ class Bound:
     safe: bool  # these do not raise in the middle
     on_cpu: bool
     numel: int  # elements of all parameters
+    ordinary: bool  # all parameters are of a kind that links take
     first: int = 0  # the place of the group's first parameter among all of them
     tried: bool = False  # the parameter links were run once
     warns: bool = True  # of what a selection keeps nothing: not of a group that was saved
@@ -140,12 +142,13 @@ class Bound:
         same = names is seen.get("param_names") and ndim is seen.get("param_ndim", -1)
         same = same and bool(old.seen) and len(params) == len(old.params)
         if same and all(map(is_, params, old.params)):
-            self.spec, self.numel = old.spec, old.numel
+            self.spec, self.numel, self.ordinary = old.spec, old.numel, old.ordinary
             return True
         by_name = names is not None and len(set(names)) == len(params)
         tree: Any = dict.fromkeys(names or ()) if by_name else [None] * len(params)
         self.spec = flatten(tree)[1]
         check_params(params, self.spec)
+        self.ordinary = all(map(is_ordinary, params))
         self.numel = sum(p.numel() for p in params)
         if "param_ndim" in group:
             check_param_ndim(ndim, *params, names=lambda: leaf_names(self.spec))
@@ -163,6 +166,9 @@ class Bound:
         """Check the values of link i, and bind it to them."""
         self.pipeline.links[i].check_values(values)
         link, run = self.pipeline.links[i].bound(values), self.run()
+        if not self.ordinary and self.pipeline.acts(i, values):
+            learn: Leaves = [p if p.requires_grad else None for p in self.params]
+            self._check_seen(link, learn, "params")
         run.name, run.warned = self.pipeline.names[i], self.pipeline.warned if self.warns else None
         link.check_fit(values, self.params, run)
         link.check_devices(values, self.params, run)
@@ -175,6 +181,22 @@ class Bound:
             none: Leaves = [None] * len(self.params)
             state = self.keepers[i].gather(self.group, {}, none, run, values)
             self.fixed[i] = state, link.evaluate(values, state)
+
+    def _check_seen(self, link: Link, leaves: Leaves, what: str) -> None:
+        """Refuse leaves that a link does not take, where it looks at them."""
+        if type(link) is not Scheduled:
+            check_leaves(seen_by(link, leaves, self.run()), self.spec, what)
+
+    def check_grads(self, grads: Leaves) -> bool:
+        """Refuse gradients that a link does not take; whether all are of a kind that links take.
+
+        Sparse and complex ones pass to the inner optimizer where no link looks at them.
+        """
+        if all(map(is_ordinary, grads)):
+            return True
+        for i in (*self.places["gradient"], *self.places["step"]):
+            self._check_seen(self.links[i], grads, "grads")
+        return False
 
     def find_calls(self) -> None:
         """The gradient links as elementwise functions, where all is that and nothing is kept."""

@@ -115,7 +115,8 @@ def load(
     schedules: list[list[Group]] = [[] for _ in optimizers]
     links: dict[Tensor, Group] = {}
     merged = list(saved)
-    there = {name for own in state_dict["state"].values() for name in own.get(LINKS, {})}
+    every = [own for own in state_dict["state"].values() if isinstance(own, Mapping)]
+    there = {name for own in every for name in own.get(LINKS, {})}
     for group in saved:  # what stands there before the first step is no state of a link
         kept = group.get(STATES, {}).items()
         there |= {n for n, own in kept if n != ENDED and list(own) != ["generator"]}

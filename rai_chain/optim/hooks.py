@@ -64,6 +64,11 @@ class Hooks(Scheduled):
         return run.param_ndim if self.param_ndim is UNSET else self.param_ndim
 
     def check_fit(self, values: Group, leaves: Leaves, run: Run) -> None:
+        if isinstance(run, GroupRun) and run.group.get("differentiable"):
+            raise ValueError(
+                f"`differentiable` must be False beside {self!r}, which writes in place, where no "
+                "derivative is seen  Got: True"
+            )
         if self._rows(run) == TREE:
             raise ValueError(
                 f"`param_ndim` must be an int or None for {self!r}, which sees one parameter at a "

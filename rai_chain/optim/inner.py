@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -74,6 +75,17 @@ def restored(shared: list[Group]) -> Iterator[None]:
             one.clear()
             one.update(old)
         raise
+
+
+def grad_as_inner(step: Any) -> Any:
+    """A step with autograd off, unless the inner optimizer's is `differentiable`."""
+
+    @functools.wraps(step)
+    def graded(self: Any, closure: Any = None) -> Any:
+        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
+            return step(self, closure)
+
+    return graded
 
 
 def shares_groups(cls: type[Optimizer]) -> type[Optimizer]:

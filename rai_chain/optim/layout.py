@@ -117,13 +117,14 @@ class Pipeline:
                 stacklevel=2,
             )
 
+    def acts(self, i: int, values: Group) -> bool:
+        """Whether link i does something."""
+        return not (self.names[i] == SCALE_BIAS and _neutral(values))
+
     def part(self, phase: Phase, values: Values) -> list[int]:
         """The places of the links of a phase that do something."""
-        return [
-            i
-            for i, link in enumerate(self.links)
-            if link.phase == phase and not (self.names[i] == SCALE_BIAS and _neutral(values[i]))
-        ]
+        rows = enumerate(zip(self.links, values, strict=True))
+        return [i for i, (link, own) in rows if link.phase == phase and self.acts(i, own)]
 
     def check_numbers(self, group: Group) -> None:
         """Refuse values outside their interval, also where they are tensors of one number."""

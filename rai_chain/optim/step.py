@@ -8,7 +8,6 @@ import torch
 from torch.optim import Optimizer
 
 from ..core.link import Link
-from ..data.checks import check_leaves
 from ..data.memory import separated
 from ..data.messages import told
 from .bound import Binding, Bound
@@ -88,7 +87,7 @@ class StepOptimizer(Evaluation, Binding, Optimizer):
         given, self._given = self._given, {}
         work = [Work(bound, [p.grad for p in bound.params]) for bound in self._bind()]
         for one in work:
-            check_leaves(one.leaves, one.bound.spec, "grads")
+            one.bound.check_grads(one.leaves)
             one.prepare(self.state)
             if id(one.bound.group) in given:
                 one.extra = given[id(one.bound.group)]

@@ -61,11 +61,20 @@ class Work:
         values = [self.values[i] for i in places]
         run = bound.run(leaves)
         run.extra = self.extra
+        graph, seen = torch.is_grad_enabled(), leaves  # of an inner step that is differentiable
+        if graph:
+            run.writable = [False] * len(leaves)
+            seen = [None if x is None else x.clone() for x in leaves]
         run.plain = runs_plain([*leaves, *bound.params], values)
         states = [self.states[i] for i in places]
-        out, states = run_links(links, names, leaves, states, run, values, phase)
-        for old, new in zip(targets or leaves, out, strict=True):
-            if new is not old and old is not None and new is not None:
+        out, states = run_links(links, names, seen, states, run, values, phase)
+        rows = zip(targets or leaves, seen, out, strict=True)
+        for i, (old, before, new) in enumerate(rows):
+            if old is None or new is None or new is old or (graph and new is before):
+                continue
+            if graph and phase == "gradient":
+                leaves[i] = bound.params[i].grad = new
+            else:
                 old.copy_(new)
         for i, own in zip(places, states, strict=True):
             self.states[i] = own

@@ -378,3 +378,15 @@ def test_planes_have_values_for_each_row_and_one_for_the_whole_tree(name):
     new = make(across, -9.0, param_ndim="tree").map(tree)
     product = (new["a"] * normal).sum() + (new["b"][0] * across["b"][0]).sum()
     assert abs(product + 9.0) < 1e-12
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_the_sign_of_a_zero_is_kept_with_a_derivative_and_without(traced):
+    x = torch.tensor([[1.0, -0.0, 0.0], [-0.0, 0.0, 1.0]]).requires_grad_(traced)
+    sets = [rc.l2_sphere(1.0), rc.l1_sphere(1.0), rc.halfspace(1.0, 1.0), rc.orthogonal()]
+    sets += [rc.nuclear_ball(2.0), rc.affine(torch.ones(1, 3), 1.0), rc.l1_ball(1.0, low=-1.0)]
+    for tx in sets:
+        y = tx.map(x)
+        assert torch.equal(y, x) and torch.equal(y.signbit(), x.signbit())
+    y = rc.l1_ball(1.0).map(torch.tensor([[5.0, -0.5, 0.5]]).requires_grad_(traced))
+    assert y[0].signbit().tolist() == [False, True, False]

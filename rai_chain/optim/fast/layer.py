@@ -30,26 +30,48 @@ def quick(step: Callable[..., Any]) -> Callable[..., Any]:
 
 def has_hooks(optimizer: Optimizer) -> bool:
     """Whether a step of this optimizer calls something before or after it."""
-    return bool(
-        optimizer._optimizer_step_pre_hooks
-        or optimizer._optimizer_step_post_hooks
-        or _global_optimizer_pre_hooks
-        or _global_optimizer_post_hooks
-    )
+    every = _global_optimizer_pre_hooks or _global_optimizer_post_hooks
+    return bool(every) or _has_own_hooks(optimizer)
 
 
-def bare_step(inner: Optimizer) -> Callable[[], Any]:
-    """The inner optimizer's step, without the layer that calls its hooks where it has none.
+def _has_own_hooks(optimizer: Optimizer) -> bool:
+    return bool(optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks)
+
+
+def bare_step(inner: Optimizer) -> Callable[..., Any]:
+    """The inner optimizer's step, without the hooks of all optimizers: the outer step calls them.
 
     Each layer of `Optimizer.step` costs several microseconds; the outer one has been paid.
     """
     bare = torchs_step(inner)
-    return inner.step if bare is None else functools.partial(bare, inner)
+    if bare is not None:
+        return functools.partial(bare, inner)
+    layered = type(inner).step
+    wrapped = getattr(layered, "__wrapped__", None) if getattr(layered, "hooked", False) else None
+    if wrapped is None or "step" in inner.__dict__:
+        return inner.step
+    return functools.partial(_with_own_hooks if _has_own_hooks(inner) else _plainly, wrapped, inner)
+
+
+def _plainly(step: Callable[..., Any], *args: Any) -> Any:
+    return step(*args)
+
+
+def _with_own_hooks(step: Callable[..., Any], inner: Optimizer, *args: Any) -> Any:
+    """A step between the hooks that were registered on the optimizer itself."""
+    given: tuple[Any, ...] = (inner, *args)
+    named: dict[str, Any] = {}
+    for before in inner._optimizer_step_pre_hooks.values():
+        given, named = before(inner, given, named) or (given, named)
+    out = step(*given, **named)
+    for after in inner._optimizer_step_post_hooks.values():
+        after(inner, given, named)
+    return out
 
 
 def torchs_step(inner: Optimizer) -> Callable[..., Any] | None:
     """The step of an optimizer of torch or of this library, where nothing else is in its place."""
-    own = has_hooks(inner) or "step" in inner.__dict__ or inner.defaults.get("differentiable")
+    own = _has_own_hooks(inner) or "step" in inner.__dict__ or inner.defaults.get("differentiable")
     return None if own else _unwrapped(type(inner).step)
 
 

@@ -12,7 +12,6 @@ from typing import Any
 from torch import Tensor, optim
 from torch.optim import Optimizer
 
-from ...data.checks import check_leaves
 from ...data.plain import is_plain
 from ...data.tree import Leaves
 from ...engine.chunks import Call, apply_elementwise, flat, pieces_of
@@ -50,6 +49,7 @@ def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
     """
     inner = optimizer.inner_opt
     work: list[tuple[Any, Leaves]] = []
+    ordinary = True
     if optimizer._compile or isinstance(inner, Binding):
         return False
     for bound in bounds:
@@ -57,7 +57,7 @@ def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
             return False
     for bound in bounds:
         grads = [p.grad for p in bound.params]
-        check_leaves(grads, bound.spec, "grads")
+        ordinary &= bound.check_grads(grads) and bound.ordinary
         if not is_plain([*bound.params, *grads]):
             return False
         work.append((bound, grads))
@@ -65,9 +65,11 @@ def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
     late = [Work(bound, grads) for bound, grads in work if bound.places["parameter"]]
     for one in late:
         one.prepare(optimizer.state)
-    if sum([bound.numel for bound in bounds]) <= PIECE or not step_in_pieces(inner, work):
+    small = sum([bound.numel for bound in bounds]) <= PIECE
+    if small or not ordinary or not step_in_pieces(inner, work):
         for bound, grads in work:
-            elementwise(bound.calls, grads, [True] * len(grads), bound.spec)
+            if bound.calls:
+                elementwise(bound.calls, grads, [True] * len(grads), bound.spec)
         bare_step(inner)()
     if late:
         project(late)

@@ -103,6 +103,7 @@ from .links.noise import add_noise
 from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
 from .links.parameter_free import polyak_sgd, prodigy, scale_by_polyak
 from .links.parts import freeze, masked, multi_transform, partition, selective_transform
+from .links.private import differentially_private_aggregate
 from .links.projections import (
     box,
     l1_ball,
@@ -202,6 +203,7 @@ __all__ = [
     "cosine_onecycle_schedule",
     "descend_and_decay",
     "descend_within",
+    "differentially_private_aggregate",
     "ef_sign",
     "elementwise",
     "ema",

@@ -152,6 +152,11 @@ def descend_and_decay(lr: Hyper = 0.001, weight_decay: Hyper = 0.0) -> FunctionL
 def descend_within(lr: Hyper = 0.01, weight_decay: Hyper = 0.0) -> FunctionLink:
     """As `descend_and_decay`, with steps of no more than one over the root of their count."""
 
+def differentially_private_aggregate(
+    l2_norm_clip: Hyper, noise_multiplier: Hyper, *, seed: int | Tensor = 0
+) -> FunctionLink:
+    """Clip the gradient of each example, sum, add normal noise, and divide by their number."""
+
 def ef_sign(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each element by its sign, 0 for 0, times the mean magnitude of its row."""
 

@@ -926,6 +926,30 @@ TABLE = [
         ValueError,
         "`compile` must be False for a link that needs value  Got: scale_by_polyak(",
     ),
+    (
+        "",
+        "differentially_private_aggregate(-1., 0.)",
+        ValueError,
+        "`l2_norm_clip` must satisfy 0.0 <= l2_norm_clip  Got: -1.0",
+    ),
+    (
+        "",
+        "differentially_private_aggregate(1., -1.)",
+        ValueError,
+        "`noise_multiplier` must satisfy 0.0 <= noise_multiplier  Got: -1.0",
+    ),
+    (
+        "t=differentially_private_aggregate(1., 0.); s=t.init(p)",
+        "t.update(g, s)",
+        ValueError,
+        "`updates['a']` must be (N, ...), an entry for each example, with one N >= 1 for all leaves  Got: (2, 3)",
+    ),
+    (
+        "",
+        "chain(sign(), differentially_private_aggregate(1., 0.))",
+        ValueError,
+        "`differentially_private_aggregate_0` must be the first link, as it takes one gradient for each example  Got: place 1, behind `sign_0`",
+    ),
     ("", "prodigy(estim_lr0=0.)", ValueError, "`estim_lr0` must satisfy 0 < estim_lr0  Got: 0.0"),
     (
         "",

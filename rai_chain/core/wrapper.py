@@ -92,6 +92,11 @@ class Wrapper(Link):
         if missing := sorted(set(cls.own) - set(options)):
             raise TypeError(f"`{missing[0]}` must be given to {cls.label}  Got: nothing")
         inside = [link for t in self.inners.values() for link in t.links]
+        if reducing := next((link for link in inside if link.reduces), None):
+            raise ValueError(
+                f"`{reducing.name}` must be the first link of a chain, as it takes one gradient "
+                f"for each example  Got: inside {cls.label}"
+            )
         self.phase = self.common_phase({link.phase for link in inside})
         self.updates = cls.updates or any(t.updates for t in self.inners.values())
         self.completes = any(link.completes for link in inside)

@@ -20,11 +20,20 @@ from rai_chain.optim import ChainedParamTransformingOptimizer
 
 def step(tx, *args, **kwargs):
     """`tx.step`, with what it asks for."""
-    return tx.step(*args, **given(tx), **kwargs)
+    p, g, *state = args
+    return tx.step(p, twice(tx, g), *state, **given(tx), **kwargs)
 
 
-def update(tx, *args, **kwargs):
-    return tx.update(*args, **given(tx), **kwargs)
+def update(tx, g, *state, **kwargs):
+    return tx.update(twice(tx, g), *state, **given(tx), **kwargs)
+
+
+def twice(tx, g):
+    """Gradients, of two examples that are one where the link takes such."""
+    if not tx.links[0].reduces:
+        return g
+    dense = lambda x: isinstance(x, torch.Tensor) and x.layout is torch.strided  # noqa: E731
+    return tree_map(lambda x: torch.stack([x, x]) if dense(x) else x, g)
 
 
 def draw(seed, dtype=torch.float32):

@@ -62,6 +62,7 @@ LEFT_OUT = {
         ("polyak_sgd", "prodigy", "sam", "scale_by_polyak", "schedule_free"),
         "asks for more than a gradient: test_optax_contrib.py",
     ),
+    "differentially_private_aggregate": "compared without noise: test_optax_contrib.py",
     "add_noise": "draws other numbers, of the variance that its own test asks for",
     "perturbations": "rai-toolbox's, where optax has perturbed optimizers",
     "join_schedules": "is what schedules of several parts are made of",

@@ -56,7 +56,7 @@ from .links.descent import (
     scale_by_learning_rate,
     set_to_zero,
 )
-from .links.feedback import error_feedback
+from .links.feedback import error_feedback, momentum_correction
 from .links.frank_wolfe import (
     frank_wolfe_step,
     l1_oracle,
@@ -117,7 +117,7 @@ from .links.projections import (
     simplex,
 )
 from .links.proximal import group_soft_threshold, soft_threshold
-from .links.record import global_norm, record, records, sparsity
+from .links.record import global_norm, monitor, record, records, sparsity
 from .links.schedule_free import schedule_free
 from .links.schedules import (
     constant_schedule,
@@ -130,6 +130,7 @@ from .links.schedules import (
     polynomial_schedule,
 )
 from .links.sharpness import sam
+from .links.states import tree_get, tree_set
 from .links.surfaces import (
     halfspace,
     hyperplane,
@@ -160,7 +161,10 @@ from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
+    conditionally_mask,
     lookahead,
+    skip_large_updates,
+    skip_not_finite,
 )
 
 __version__ = "0.1.0"
@@ -198,6 +202,7 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "conditionally",
+    "conditionally_mask",
     "constant_schedule",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
@@ -239,6 +244,8 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "momentum_correction",
+    "monitor",
     "multi_transform",
     "muon",
     "nadam",
@@ -317,6 +324,8 @@ __all__ = [
     "sgdr_schedule",
     "sign",
     "simplex",
+    "skip_large_updates",
+    "skip_not_finite",
     "soft_threshold",
     "solve",
     "sparsity",
@@ -327,6 +336,8 @@ __all__ = [
     "top_k",
     "top_q",
     "trace",
+    "tree_get",
+    "tree_set",
     "treewise",
     "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",

@@ -49,6 +49,7 @@ from .links.cycles import warmup_exponential_decay_schedule as warmup_exponentia
 from .links.cycles import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from .links.descent import apply_updates as apply_updates
 from .links.feedback import error_feedback as error_feedback
+from .links.feedback import momentum_correction as momentum_correction
 from .links.from_torch import from_torch as from_torch
 from .links.layerwise import lamb as lamb
 from .links.layerwise import lars as lars
@@ -76,6 +77,7 @@ from .links.projections import project_l2_ball as project_l2_ball
 from .links.projections import project_linf_ball as project_linf_ball
 from .links.projections import project_simplex as project_simplex
 from .links.record import global_norm as global_norm
+from .links.record import monitor as monitor
 from .links.record import record as record
 from .links.record import records as records
 from .links.record import sparsity as sparsity
@@ -89,6 +91,8 @@ from .links.schedules import piecewise_constant_schedule as piecewise_constant_s
 from .links.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from .links.schedules import polynomial_schedule as polynomial_schedule
 from .links.sharpness import sam as sam
+from .links.states import tree_get as tree_get
+from .links.states import tree_set as tree_set
 from .links.surfaces import project_halfspace as project_halfspace
 from .links.surfaces import project_hyperplane as project_hyperplane
 from .links.surfaces import project_l1_sphere as project_l1_sphere
@@ -97,7 +101,10 @@ from .links.surfaces import project_non_negative as project_non_negative
 from .links.wrappers import accumulate as accumulate
 from .links.wrappers import apply_if_finite as apply_if_finite
 from .links.wrappers import conditionally as conditionally
+from .links.wrappers import conditionally_mask as conditionally_mask
 from .links.wrappers import lookahead as lookahead
+from .links.wrappers import skip_large_updates as skip_large_updates
+from .links.wrappers import skip_not_finite as skip_not_finite
 
 __version__: str
 Hyper: TypeAlias = float | Tensor | Schedule | dict[str, Any] | list[Any] | tuple[Any, ...]

@@ -136,7 +136,7 @@ class Wrapper(Link):
     def wrap(
         self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        """The new leaves and the new state, all of it but ``step``.
+        """The new leaves and the new state; ``step``, where it does not count calls.
 
         Args:
             leaves: gradients, or parameters where everything inside is a parameter link; None
@@ -322,7 +322,7 @@ class Wrapper(Link):
         for key in self.trees:
             new[key] = self._unshared(new[key], leaves, out, run)
         if "step" in state:
-            new = {**new, "step": state["step"] + 1}
+            new = {"step": state["step"] + 1, **new}
         for i, (leaf, result) in enumerate(zip(leaves, out, strict=True)):
             if leaf is None or result is None or self.phase == "step":
                 run.writable[i] = False

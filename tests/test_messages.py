@@ -860,15 +860,15 @@ TABLE = [
     ),
     (
         "",
-        "schedule_free(sgd(.1), {'a': .1})",
-        TypeError,
-        "`lr` must be one number, tensor or schedule  Got: {'a': 0.1}",
+        "schedule_free(sgd(.1), {'a': .1, 'b': .1}).init(p)",
+        ValueError,
+        "`lr` must have one value  Got: a tree",
     ),
     (
         "",
-        "schedule_free(sgd({'a': .1}))",
-        TypeError,
-        "`lr` must be one number, tensor or schedule  Got: {'a': 0.1}",
+        "schedule_free(sgd({'a': .1, 'b': .1})).init(p)",
+        ValueError,
+        "`lr` must have one value  Got: a tree",
     ),
     (
         "",
@@ -919,6 +919,12 @@ TABLE = [
         "t.step(p, g, s)",
         ValueError,
         "`value` is needed by scale_by_polyak(",
+    ),
+    (
+        "t=polyak_sgd(); s=t.init(p)",
+        "t.step(p, g, s, value=ones(3))",
+        ValueError,
+        "`value` must be one number, the loss  Got: a tensor of shape (3,)",
     ),
     (
         "",

@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor
 
 from ..core.define import treewise
-from ..data.hyper import NonNegative
+from ..data.hyper import RowNonNegative
 from ..data.random import leaf_key, normal
 from .clipping import per_example_global_norm_clip
 from .memory import wide
@@ -14,8 +14,8 @@ from .memory import wide
 @treewise(reduces=True, draws="noise_multiplier")
 def differentially_private_aggregate(
     leaves: list[Tensor],
-    l2_norm_clip: NonNegative,
-    noise_multiplier: NonNegative,
+    l2_norm_clip: RowNonNegative,
+    noise_multiplier: RowNonNegative,
     *,
     key: Tensor | None = None,
 ) -> list[Any]:

@@ -91,7 +91,7 @@ def schedule_free(
 
     Args:
         inner: links that make updates, such as ``adamw(0.01, betas=(0.0, 0.999))``; it sees y. A
-            constraint inside holds for z, and so for x and y where its set is convex.
+            constraint inside holds for z, and so to rounding for x and y where its set is convex.
         lr: what the weights are made of, >= 0: None for the hyperparameter `lr` of `inner`, which
             one that is given replaces. A schedule warms up; it need not decay.
         beta1: the part of the average in y, 0 <= beta1 < 1.

@@ -57,7 +57,7 @@ from .links.descent import (
     scale_by_learning_rate,
     set_to_zero,
 )
-from .links.feedback import error_feedback
+from .links.feedback import error_feedback, momentum_correction
 from .links.frank_wolfe import (
     frank_wolfe_step,
     l1_oracle,
@@ -104,6 +104,7 @@ from .links.noise import add_noise
 from .links.optimizers import adadelta, adagrad, lion, rmsprop, rprop, sgd
 from .links.parameter_free import polyak_sgd, prodigy, scale_by_polyak
 from .links.parts import freeze, masked, multi_transform, partition, selective_transform
+from .links.private import differentially_private_aggregate
 from .links.projections import (
     box,
     l1_ball,
@@ -117,7 +118,7 @@ from .links.projections import (
     simplex,
 )
 from .links.proximal import group_soft_threshold, soft_threshold
-from .links.record import global_norm, record, records, sparsity
+from .links.record import global_norm, monitor, record, records, sparsity
 from .links.schedule_free import schedule_free
 from .links.schedules import (
     constant_schedule,
@@ -130,6 +131,7 @@ from .links.schedules import (
     polynomial_schedule,
 )
 from .links.sharpness import sam
+from .links.states import tree_get, tree_set
 from .links.surfaces import (
     halfspace,
     hyperplane,
@@ -160,7 +162,10 @@ from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
+    conditionally_mask,
     lookahead,
+    skip_large_updates,
+    skip_not_finite,
 )
 
 __version__ = "0.1.0"
@@ -199,11 +204,13 @@ __all__ = [
     "clip_by_global_norm",
     "clip_by_norm",
     "conditionally",
+    "conditionally_mask",
     "constant_schedule",
     "cosine_decay_schedule",
     "cosine_onecycle_schedule",
     "descend_and_decay",
     "descend_within",
+    "differentially_private_aggregate",
     "ef_sign",
     "elementwise",
     "ema",
@@ -239,6 +246,8 @@ __all__ = [
     "lion",
     "lookahead",
     "masked",
+    "momentum_correction",
+    "monitor",
     "multi_transform",
     "muon",
     "nadam",
@@ -317,6 +326,8 @@ __all__ = [
     "sgdr_schedule",
     "sign",
     "simplex",
+    "skip_large_updates",
+    "skip_not_finite",
     "soft_threshold",
     "solve",
     "sparsity",
@@ -327,6 +338,8 @@ __all__ = [
     "top_k",
     "top_q",
     "trace",
+    "tree_get",
+    "tree_set",
     "treewise",
     "warmup_constant_schedule",
     "warmup_cosine_decay_schedule",

@@ -50,6 +50,7 @@ from .links.cycles import warmup_exponential_decay_schedule as warmup_exponentia
 from .links.cycles import warmup_stable_decay_schedule as warmup_stable_decay_schedule
 from .links.descent import apply_updates as apply_updates
 from .links.feedback import error_feedback as error_feedback
+from .links.feedback import momentum_correction as momentum_correction
 from .links.from_torch import from_torch as from_torch
 from .links.layerwise import lamb as lamb
 from .links.layerwise import lars as lars
@@ -77,6 +78,7 @@ from .links.projections import project_l2_ball as project_l2_ball
 from .links.projections import project_linf_ball as project_linf_ball
 from .links.projections import project_simplex as project_simplex
 from .links.record import global_norm as global_norm
+from .links.record import monitor as monitor
 from .links.record import record as record
 from .links.record import records as records
 from .links.record import sparsity as sparsity
@@ -90,6 +92,8 @@ from .links.schedules import piecewise_constant_schedule as piecewise_constant_s
 from .links.schedules import piecewise_interpolate_schedule as piecewise_interpolate_schedule
 from .links.schedules import polynomial_schedule as polynomial_schedule
 from .links.sharpness import sam as sam
+from .links.states import tree_get as tree_get
+from .links.states import tree_set as tree_set
 from .links.surfaces import project_halfspace as project_halfspace
 from .links.surfaces import project_hyperplane as project_hyperplane
 from .links.surfaces import project_l1_sphere as project_l1_sphere
@@ -98,7 +102,10 @@ from .links.surfaces import project_non_negative as project_non_negative
 from .links.wrappers import accumulate as accumulate
 from .links.wrappers import apply_if_finite as apply_if_finite
 from .links.wrappers import conditionally as conditionally
+from .links.wrappers import conditionally_mask as conditionally_mask
 from .links.wrappers import lookahead as lookahead
+from .links.wrappers import skip_large_updates as skip_large_updates
+from .links.wrappers import skip_not_finite as skip_not_finite
 
 __version__: str
 Hyper: TypeAlias = float | Tensor | Schedule | dict[str, Any] | list[Any] | tuple[Any, ...]
@@ -152,6 +159,11 @@ def descend_and_decay(lr: Hyper = 0.001, weight_decay: Hyper = 0.0) -> FunctionL
 
 def descend_within(lr: Hyper = 0.01, weight_decay: Hyper = 0.0) -> FunctionLink:
     """As `descend_and_decay`, with steps of no more than one over the root of their count."""
+
+def differentially_private_aggregate(
+    l2_norm_clip: Hyper, noise_multiplier: Hyper, *, seed: int | Tensor = 0
+) -> FunctionLink:
+    """Clip the gradient of each example, sum, add normal noise, and divide by their number."""
 
 def ef_sign(*, param_ndim: ParamNdim = ...) -> FunctionLink:
     """Replace each element by its sign, 0 for 0, times the mean magnitude of its row."""

@@ -66,7 +66,8 @@ def minimize(
         fun: ``x -> values``, a floating tensor, 0-dim or with leading dimensions of the leaves.
         x0: the start: a tensor, or any nest of dict, list and tuple of tensors, floating dtype.
         tx: a pipeline that descends, such as ``sgd(0.1)`` or ``chain(sign(), scale(-0.1),
-            linf_ball(0.5))``. It gets the values as `value`.
+            linf_ball(0.5))``. It gets the values as `value`, and the gradient function as
+            `grad_fn`.
         steps: how many in each run, >= 0.
         best: whether the best point of all counts for each example, or the last one.
         restarts: runs besides the first, >= 0, each from a start of its own. For each example the
@@ -249,6 +250,7 @@ def _solve(
     keys = _keys(x0, seed)
     tx.init(x0)  # refuses leaves, and values that do not fit them
     quiet: AbstractContextManager[Any] = nullcontext() if is_differentiated() else torch.no_grad()
+    gradient = lambda x: _evaluate(fun, x, sign)[1]  # noqa: E731
     search = _Search(fun, sign, best, stop, callback, (restarts + 1) * (steps + 1))
     with quiet, _bar(progress, (restarts + 1) * steps) as bar:
         for search.run in range(restarts + 1):
@@ -258,7 +260,7 @@ def _solve(
                 values, grads = search.visit(x)
                 if search.over:
                     break
-                moved, state = tx.step(x, grads, state, value=sign * values)
+                moved, state = tx.step(x, grads, state, value=sign * values, grad_fn=gradient)
                 x = search.move(x, moved)
                 bar.update(1)
             else:

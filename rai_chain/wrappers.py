@@ -4,12 +4,13 @@ from .core.wrapper import Wrapper
 from .data.hyper import Flag, Range
 from .data.leaves import both, choose, remember, zeros
 from .links.apgd import apgd
-from .links.feedback import error_feedback
+from .links.feedback import error_feedback, momentum_correction
 from .links.parts import freeze, masked, multi_transform, partition, selective_transform
 from .links.wrappers import (
     accumulate,
     apply_if_finite,
     conditionally,
+    conditionally_mask,
     lookahead,
 )
 
@@ -23,10 +24,12 @@ __all__ = [
     "both",
     "choose",
     "conditionally",
+    "conditionally_mask",
     "error_feedback",
     "freeze",
     "lookahead",
     "masked",
+    "momentum_correction",
     "multi_transform",
     "partition",
     "remember",

@@ -413,3 +413,19 @@ def test_constraints_hold_at_every_point():
         callback=lambda visit, x, values: seen.append(x),
     )
     assert len(seen) == 6 and all(((x >= -0.2) & (x <= 0.3)).all() for x in seen)
+
+
+def test_a_pipeline_gets_the_loss_and_the_gradient_function():
+    def f(x):
+        return ((x - 1.0) ** 2).sum()
+
+    x0 = torch.tensor([2.0, -1.0], dtype=torch.float64)
+    for find, sign in ((minimize, 1.0), (maximize, -1.0)):
+        goal = lambda x, sign=sign: sign * f(x)  # noqa: E731
+        found = find(goal, x0, rc.sam(rc.sgd(0.1), 0.2), 20, best=False)
+        tx, x = rc.sam(rc.sgd(0.1), 0.2), x0
+        state = tx.init(x)
+        for _ in range(20):
+            x, state = tx.step(x, torch.func.grad(f)(x), state, grad_fn=torch.func.grad(f))
+        torch.testing.assert_close(found.x, x, rtol=1e-12, atol=1e-12)
+    assert f(minimize(f, x0, rc.polyak_sgd(), 40).x) < 1e-20

@@ -72,6 +72,11 @@ def check_order(links: tuple[Link, ...], names: tuple[str, ...]) -> None:
     """Refuse a link behind one of a later phase, and a second link that steps."""
     for i in range(1, len(links)):
         before, after = links[i - 1], links[i]
+        if after.reduces:
+            raise ValueError(
+                f"`{names[i]}` must be the first link, as it takes one gradient for each example  "
+                f"Got: place {i}, behind `{names[i - 1]}`"
+            )
         if PHASES.index(after.phase) < PHASES.index(before.phase):
             raise ValueError(
                 f"`{names[i]}` must come before every {before.phase} link, as it is a "

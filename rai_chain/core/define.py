@@ -40,6 +40,7 @@ class Decorator:
         draws: str | None = None,
         updates: bool = False,
         selects: Selects | None = None,
+        reduces: bool = False,
     ) -> Callable[[Callable[..., Any]], Factory]: ...
 
     def __call__(
@@ -52,8 +53,9 @@ class Decorator:
         draws: str | None = None,
         updates: bool = False,
         selects: Selects | None = None,
+        reduces: bool = False,
     ) -> Any:
-        options = (self.scope, phase, state, check, draws, updates, selects)
+        options = (self.scope, phase, state, check, draws, updates, selects, reduces)
         if function is None:
             return lambda f: _factory(f, *options)
         return _factory(function, *options)
@@ -68,6 +70,7 @@ def _factory(
     draws: str | None,
     updates: bool,
     selects: Selects | None,
+    reduces: bool,
 ) -> Factory:
     if not callable(function) or not hasattr(function, "__name__"):
         raise TypeError(f"`function` must be a function of a tensor  Got: {told(function)}")
@@ -99,10 +102,10 @@ def _factory(
         raise ValueError(
             f"`draws` must name a hyperparameter of `{name}`, which asks for `key`  Got: {draws!r}"
         )
-    keys, shaped = _keys(start, scope)
-    definition = Definition(
-        function, scope, phase, rules, given, start, check, draws, updates, keys, shaped, selects
-    )
+    if reduces and (scope != "tree" or phase != "gradient"):
+        raise ValueError(f"`reduces` must be False but for a gradient link of trees  Got: `{name}`")
+    own_options = start, check, draws, updates, *_keys(start, scope), selects, reduces
+    definition = Definition(function, scope, phase, rules, given, *own_options)
     structure = {"param_ndim": UNSET} if scope == "row" else {}
     counters = {"seed": 0} if "key" in given else {}
     kinds = {"param_ndim": ParamNdim, "seed": int | Tensor}
@@ -258,6 +261,8 @@ treewise = Decorator(
         function: like that of `elementwise`, but of the list of all leaves that are not None,
             and returns such a list. `param` is then a list too, and `state` any dict of tensors.
         phase, state, check, draws, updates: as in `elementwise`; `state` gets the list.
+        reduces: whether it takes leaves (N, ...), one entry for each example, and makes of each
+            one without that dimension. It is then the first link of a pure pipeline.
 
     Returns:
         A factory: hyperparameters -> `GradientTransformation`. In an optimizer, one param

@@ -53,6 +53,7 @@ class Link(GradientTransformation):
     updates: bool = False
     trees: frozenset[str] = frozenset()
     completes: bool = False
+    reduces: bool = False  # the leaves that come in are (N, ...), one entry for each example
     inners: Mapping[str, GradientTransformation] = {}  # of a wrapper
 
     @property
@@ -66,8 +67,7 @@ class Link(GradientTransformation):
         return (f"{self.name}_0",)
 
     def with_links(self, links: tuple[Any, ...]) -> GradientTransformation:
-        only: GradientTransformation = links[0]
-        return only
+        return links[0]  # type: ignore[no-any-return]
 
     def with_values(self, values: dict[str, Any]) -> "Link":
         """The same link with other values of some hyperparameters."""
@@ -246,7 +246,7 @@ class FunctionLink(Link):
         self.definition = d = factory.definition
         self.name, self.scope, self.phase, self.updates = d.name, d.scope, d.phase, d.updates
         self.needs_params = self.phase != "gradient" or "param" in d.given
-        self.needs = d.given & {"value", "grad"}
+        self.needs, self.reduces = d.given & {"value", "grad"}, d.reduces
         self.trees = frozenset() if d.scope == "tree" else d.keys
         if check:
             self.check_values(values)

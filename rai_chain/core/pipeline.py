@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 import torchopt.base
 
-from ..data.checks import add, check_leaves, check_made, check_shapes
+from ..data.checks import add, check_leaves, check_made, check_shapes, one_of_each
 from ..data.hyper import Flag, keys_of, plain
 from ..data.memory import written
 from ..data.messages import refuse_key, told
@@ -362,22 +362,23 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         leaves, spec = flatten_given(updates)
         check_leaves(leaves, spec, "updates")
         run, states = Run(spec, None), self.unpack(state)
+        shaped = one_of_each(self.links, leaves, spec, inplace)
         if params is not None:
             run.params = leaves_like(params, spec, "params", "`updates`")
             check_leaves(run.params, spec, "params")
-            check_shapes(leaves, run.params, spec)
+            check_shapes(shaped, run.params, spec)
         elif asks := [link for link in self.links if link.needs_params]:
             raise ValueError(f"`params` is needed by {asks[0]!r}  Got: None")
         still = not (hyperparams or extra) and self._is_still(states)
         if not still:
             run.extra = named_inputs(self.links, extra, leaves, run, inplace)
             for link, own in zip(self.links, states, strict=True):
-                link.check_state(own, leaves, spec)
+                link.check_state(own, shaped, spec)
         values = (
             [link.values for link in self.links] if still else self.resolve(hyperparams, states)
         )
         for link, own in zip(self.links, values, strict=True):
-            link.check_fit(own, leaves, run)
+            link.check_fit(own, shaped, run)
         at_once = inplace and not torch.compiler.is_compiling()  # a graph writes at the end
         if inplace:
             check_inplace(self.links, leaves, states, run, values)

@@ -93,6 +93,11 @@ class Wrapper(Link):
         if missing := sorted(set(cls.own) - set(options)):
             raise TypeError(f"`{missing[0]}` must be given to {cls.label}  Got: nothing")
         inside = [link for t in self.inners.values() for link in t.links]
+        if reducing := next((link for link in inside if link.reduces), None):
+            raise ValueError(
+                f"`{reducing.name}` must be the first link of a chain, as it takes one gradient "
+                f"for each example  Got: inside {cls.label}"
+            )
         self.phase = self.common_phase({link.phase for link in inside})
         self.updates = cls.updates or any(t.updates for t in self.inners.values())
         self.completes = any(link.completes for link in inside)
@@ -132,7 +137,7 @@ class Wrapper(Link):
     def wrap(
         self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        """The new leaves and the new state, all of it but ``step``.
+        """The new leaves and the new state; ``step``, where it does not count calls.
 
         Args:
             leaves: gradients, or parameters where everything inside is a parameter link; None
@@ -318,7 +323,7 @@ class Wrapper(Link):
         for key in self.trees:
             new[key] = self._unshared(new[key], leaves, out, run)
         if "step" in state:
-            new = {**new, "step": state["step"] + 1}
+            new = {"step": state["step"] + 1, **new}
         for i, (leaf, result) in enumerate(zip(leaves, out, strict=True)):
             if leaf is None or result is None or self.phase == "step":
                 run.writable[i] = False

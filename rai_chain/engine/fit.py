@@ -92,6 +92,8 @@ def check_fit(
 
 def check_one(rule: Rule, name: str, value: Any, joined: bool = False) -> None:
     """Refuse several values of a rule `per_row` where there is one row, or one tree."""
+    for one in value if isinstance(rule, Several) else ():
+        check_one(rule.each, name, one, joined)  # type: ignore[union-attr]
     if not getattr(rule, "per_row", False):
         return
     if is_container(value) or (isinstance(value, Tensor) and value.numel() != 1):

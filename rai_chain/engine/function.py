@@ -39,6 +39,7 @@ class Definition:
     keys: frozenset[str]  # of the state that `start` makes
     shaped: frozenset[str] = frozenset()  # those under which an element link keeps one of its shape
     selects: Callable[[dict[str, Any], int], int] | None = None
+    reduces: bool = False
 
     @property
     def name(self) -> str:
@@ -341,7 +342,7 @@ def _tree(
     if not isinstance(result, (list, tuple)) or len(result) != len(seen):
         raise ValueError(f"`{d.name}` must return {len(seen)} tensors  Got: {result!r}")
     for i, new_leaf in zip(places, result, strict=True):
-        _check_result(d, new_leaf, leaves[i])
+        _check_result(d, new_leaf, leaves[i][0] if d.reduces else leaves[i])  # type: ignore[index]
         out[i] = new_leaf
     return written(leaves, out, run.writable)
 

@@ -166,7 +166,7 @@ def named_inputs(
         found["grad_fn"] = partial(_gradients, found["grad_fn"], run.spec, run.params or [])
     for link in links:
         if missing := sorted(link.needs - found.keys()):
-            if missing != ["grad"]:
+            if missing != ["grad"] or links[0].reduces:
                 raise ValueError(f"`{missing[-1]}` is needed by {link!r}  Got: nothing")
             found["grad"] = [g.clone() if inplace and g is not None else g for g in leaves]
     return found

@@ -191,9 +191,8 @@ def normalize_std(rows: Tensor, eps: RowNonNegative = TINY, *, out: Tensor | Non
 def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tensor]:
     """Clip the gradient of each example to a norm over the whole tree, and sum over examples.
 
-    ``sum_i g_i * min(1, max_norm / norm(g_i))``. It is no link, as the sum has another shape;
-    with noise of deviation ``max_norm * multiplier`` added and divided by N it is the gradient
-    of DP-SGD, whose privacy is for the caller to account.
+    ``sum_i g_i * min(1, max_norm / norm(g_i))``. With noise, and divided by N, it is the link
+    `differentially_private_aggregate`.
 
     Args:
         grads: a tree of tensors (N, ...), one entry for each example; None leaves stay.
@@ -212,8 +211,13 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
     Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", arXiv 1607.00133.
     """
     leaves, spec = flatten(grads)
-    rows = [None if leaf is None else leaf.reshape(leaf.shape[0], -1) for leaf in leaves]
-    norm = _norm_of_rows([r for r in rows if r is not None])
+    sizes = [0 if leaf is None else math.prod(leaf.shape[1:]) for leaf in leaves]
+    pairs = zip(leaves, sizes, strict=True)
+    rows = [None if leaf is None else leaf.reshape(len(leaf), size) for leaf, size in pairs]
+    parts = [r for r in rows if r is not None]
+    if not parts:
+        return grads, torch.zeros((), dtype=torch.int64, device="cpu")
+    norm = _norm_of_rows(parts)
     bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device).reshape(-1, 1)
     outside = norm > bound
     factor = torch.where(outside, bound / torch.where(outside, norm, 1), 1)

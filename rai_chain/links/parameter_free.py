@@ -8,8 +8,9 @@ from torch import Tensor
 from ..core.define import treewise
 from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
-from ..data.hyper import Flag, NonNegative, Number, Range, Several
+from ..data.hyper import Flag, Range, RowNonNegative, RowNumber, Several
 from ..data.leaves import both, device_of, remember, zeros
+from ..data.messages import told
 from ..data.tree import Leaves, Spec, is_container, leaves_like, present
 from ..engine.function import column_of
 from ..engine.run import Run, State
@@ -24,9 +25,9 @@ Variant = Annotated[str, Flag(("sps", "sps+"))]
 @treewise
 def scale_by_polyak(
     leaves: list[Tensor],
-    max_learning_rate: NonNegative = 1.0,
-    f_min: Number = 0.0,
-    eps: NonNegative = 0.0,
+    max_learning_rate: RowNonNegative = 1.0,
+    f_min: RowNumber = 0.0,
+    eps: RowNonNegative = 0.0,
     variant: Variant = "sps",
     *,
     value: Any,
@@ -43,7 +44,7 @@ def scale_by_polyak(
         variant: "sps", or "sps+", which takes a loss below `f_min` for `f_min`.
 
     Raises:
-        ValueError: a value outside its range, or no `value`.
+        ValueError: a value outside its range, no `value`, or one that is not one number.
 
     Example:
         >>> import torch
@@ -58,7 +59,10 @@ def scale_by_polyak(
     if not parts:
         return leaves
     square = row_norm(torch.cat(parts, 1), 2).reshape(()) ** 2 + eps
-    gap = torch.as_tensor(value, dtype=torch.float64, device=square.device) - f_min
+    loss = torch.as_tensor(value, dtype=torch.float64, device=square.device)
+    if loss.numel() != 1:
+        raise ValueError(f"`value` must be one number, the loss  Got: {told(value)}")
+    gap = loss.reshape(()) - f_min
     gap = gap.clamp(min=0) if variant == "sps+" else gap
     ratio = gap / torch.where(square == 0, 1, square)
     step = torch.where(square == 0, 0, clamped(ratio, None, max_learning_rate))
@@ -109,12 +113,12 @@ class Prodigy(Wrapper):
 
     label = "prodigy"
     own: ClassVar = {
-        "lr": Range(0.0),
-        "betas": Several(2, Range(0.0, 1.0, open_high=True)),
-        "beta3": Range(0.0, 1.0, open_high=True, optional=True),
-        "eps": Range(0.0),
-        "estim_lr0": Range(0.0),
-        "estim_lr_coef": Range(0.0),
+        "lr": Range(0.0, per_row=True),
+        "betas": Several(2, Range(0.0, 1.0, open_high=True, per_row=True)),
+        "beta3": Range(0.0, 1.0, open_high=True, optional=True, per_row=True),
+        "eps": Range(0.0, per_row=True),
+        "estim_lr0": Range(0.0, per_row=True),
+        "estim_lr_coef": Range(0.0, per_row=True),
         "weight_decay": Range(0.0),
         "safeguard_warmup": Flag(),
     }

@@ -1,12 +1,14 @@
 """Statistics of what passes through a pipeline, kept in its state."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.chain import chain
+from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
 from ..data.checks import check_leaves
 from ..data.hyper import Range
@@ -71,6 +73,36 @@ def record(name: str, fn: Callable[[Tree], Any], capacity: int = 1000) -> Record
     check_function("fn", fn, "updates")
     made: Record = Record({}, name=name, fn=fn, capacity=capacity)
     return made
+
+
+def monitor(
+    measures: Mapping[str, Callable[[Tree], Any]], capacity: int = 1
+) -> GradientTransformation:
+    """Keep several statistics of what passes: a chain of `record`.
+
+    Args:
+        measures: name -> function, as in `record`.
+        capacity: how many steps of each are kept, the last ones, >= 1.
+
+    Raises:
+        TypeError: `measures` is no dict of functions.
+        ValueError: no measure, or capacity < 1.
+
+    Example:
+        >>> import torch
+        >>> tx = monitor({"norm": global_norm, "sparsity": sparsity})
+        >>> _, state = tx.update(torch.tensor([0.0, 4.0]), tx.init(torch.zeros(2)))
+        >>> records(state)
+        {'norm': tensor([4.]), 'sparsity': tensor([0.5000])}
+
+    Source: the function of the same name in optax, whose `snapshot` is `record` with a capacity
+    of 1.
+    """
+    if not isinstance(measures, Mapping):
+        raise TypeError(f"`measures` must be a dict name -> function  Got: {told(measures)}")
+    if not measures:
+        raise ValueError(f"`measures` must have one function at least  Got: {measures}")
+    return chain(*(record(name, fn, capacity) for name, fn in measures.items()))
 
 
 def records(state: State) -> dict[str, Tensor]:

@@ -9,8 +9,7 @@ from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
 from ..data.hyper import Range
 from ..data.leaves import both, device_of, remember
-from ..data.messages import told
-from ..data.tree import Leaves, Spec, is_container, present
+from ..data.tree import Leaves, Spec, present
 from ..engine.function import column_of
 from ..engine.run import Phase, Run, State, run_links
 from .memory import wide
@@ -21,9 +20,9 @@ class ScheduleFree(Wrapper):
 
     label = "schedule_free"
     own: ClassVar = {
-        "lr": Range(0.0),
-        "beta1": Range(0.0, 1.0, open_high=True),
-        "weight_lr_power": Range(0.0),
+        "lr": Range(0.0, per_row=True),
+        "beta1": Range(0.0, 1.0, open_high=True, per_row=True),
+        "weight_lr_power": Range(0.0, per_row=True),
     }
     ticks = False
     trees = frozenset({"z", "schedule_free"})
@@ -92,14 +91,13 @@ def schedule_free(
 
     Args:
         inner: links that make updates, such as ``adamw(0.01, betas=(0.0, 0.999))``; it sees y. A
-            constraint inside holds for z, and so for x and y where its set is convex.
+            constraint inside holds for z, and so to rounding for x and y where its set is convex.
         lr: what the weights are made of, >= 0: None for the hyperparameter `lr` of `inner`, which
             one that is given replaces. A schedule warms up; it need not decay.
         beta1: the part of the average in y, 0 <= beta1 < 1.
         weight_lr_power: of the largest rate so far in the weight, >= 0.
 
     Raises:
-        TypeError: `lr` is a tree.
         ValueError: a value outside its interval, no `lr`, or `inner` has a link that steps.
 
     Example:
@@ -122,7 +120,5 @@ def schedule_free(
         lr = inner.hyperparams["lr"]
     if lr is None:
         raise ValueError(f"`lr` must be given, where `inner` has no one `lr`  Got: {inner!r}")
-    if is_container(lr):
-        raise TypeError(f"`lr` must be one number, tensor or schedule  Got: {told(lr)}")
     made: Wrapper = ScheduleFree(inner, lr=lr, beta1=beta1, weight_lr_power=weight_lr_power)
     return made

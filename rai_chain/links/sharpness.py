@@ -18,7 +18,7 @@ class Sam(Wrapper):
     """See `sam`."""
 
     label = "sam"
-    own: ClassVar = {"rho": Range(0.0)}
+    own: ClassVar = {"rho": Range(0.0, per_row=True)}
     needs = frozenset({"grad_fn"})
     needs_params = True
     ticks = False

@@ -12,9 +12,10 @@ from ..core.wrapper import Wrapper
 from ..data.hyper import Flag, Range
 from ..data.leaves import both, choose, device_of, remember, zeros
 from ..data.messages import check_function, told
-from ..data.tree import Leaves, Spec, Tree, present, unflatten
+from ..data.tree import Leaves, Spec, Tree, flatten, present, unflatten
 from ..engine.function import column_of
 from ..engine.run import Phase, Run, State
+from .record import global_norm
 
 # ------------------------------------------------------------------ when
 
@@ -83,15 +84,21 @@ class Conditionally(Wrapper):
         self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
         said = self.options["predicate"](unflatten(list(leaves), run.spec), state["step"])
-        if not isinstance(said, bool) and getattr(said, "dtype", None) is not torch.bool:
-            raise TypeError(f"`predicate` must return one bool, a 0-dim tensor  Got: {told(said)}")
-        condition = torch.as_tensor(said, device=device_of(leaves))
-        if condition.ndim:
-            raise ValueError(f"`predicate` must return one bool, a 0-dim tensor  Got: {told(said)}")
+        condition = _verdict("predicate", said, leaves)
         new, inside = self.through(leaves, state, run, values)
         return choose(condition, new, self.passed(leaves, run)), {
             "inner": {"": choose(condition, inside, state["inner"][""])}
         }
+
+
+def _verdict(name: str, said: Any, leaves: Leaves) -> Tensor:
+    """What a function said of the leaves, refused where it is not one bool."""
+    if not isinstance(said, bool) and getattr(said, "dtype", None) is not torch.bool:
+        raise TypeError(f"`{name}` must return one bool, a 0-dim tensor  Got: {told(said)}")
+    condition = torch.as_tensor(said, device=device_of(leaves))
+    if condition.ndim:
+        raise ValueError(f"`{name}` must return one bool, a 0-dim tensor  Got: {told(said)}")
+    return condition
 
 
 def conditionally(
@@ -123,6 +130,46 @@ def conditionally(
     return made
 
 
+class ConditionallyMask(Conditionally):
+    """See `conditionally_mask`."""
+
+    label = "conditionally_mask"
+
+    def passed(self, leaves: Leaves, run: Run) -> Leaves:
+        return self.idle(leaves, run)
+
+
+def conditionally_mask(
+    inner: GradientTransformation, predicate: Callable[[Tree, Tensor], Tensor]
+) -> Wrapper:
+    """Apply a transformation where a predicate holds; elsewhere nothing moves.
+
+    As `conditionally`, with updates of zero (the parameters stay, where `inner` steps).
+
+    Args:
+        inner: any pipeline; its state moves only where the predicate holds.
+        predicate: ``(updates, step) -> 0-dim bool tensor``; it is traced, never read.
+
+    Raises:
+        TypeError: `predicate` is no function.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import scale
+        >>> tx = conditionally_mask(scale(2.0), lambda updates, step: step >= 1)
+        >>> g = torch.ones(2)
+        >>> first, state = tx.update(g, tx.init(g))
+        >>> second, state = tx.update(g, state)
+        >>> first, second
+        (tensor([0., 0.]), tensor([2., 2.]))
+
+    Source: the function of the same name in optax.
+    """
+    check_function("predicate", predicate, "updates", "step")
+    made: Wrapper = ConditionallyMask(chain(inner), predicate=predicate)
+    return made
+
+
 class Accumulate(Wrapper):
     """See `accumulate`."""
 
@@ -140,10 +187,15 @@ class Accumulate(Wrapper):
     def wrap(
         self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        total = remember(torch.add, column_of(state, "sum", run.spec), leaves)
-        count = remember(lambda n, _: n + 1, column_of(state, "count", run.spec), leaves)
+        sums, counts = (column_of(state, key, run.spec) for key in ("sum", "count"))
+        total = remember(torch.add, sums, leaves)
+        count = remember(lambda n, _: n + 1, counts, leaves)
         gathered = state["gathered"] + 1
         done = gathered >= own["every_k"]
+        if skip := self.options["skip"]:
+            taken = ~_verdict("skip", skip(unflatten(list(leaves), run.spec)), leaves)
+            total, count = choose(taken, total, sums), choose(taken, count, counts)
+            gathered, done = torch.where(taken, gathered, state["gathered"]), taken & done
         mean = self.options["reduce"] == "mean"
         shares = both(lambda t, n: t / n.clamp(min=1) if mean else t, total, count)
         sent = both(lambda t, leaf: t.to(leaf.dtype), shares, leaves)
@@ -152,7 +204,9 @@ class Accumulate(Wrapper):
             remember(lambda kept, _: torch.where(done, 0, kept), kept, leaves)
             for kept in (total, count)
         ]
+        counts_steps = "step" in state and self.options["schedule_counts"] == "steps"
         return choose(done, new, self.idle(leaves, run)), {
+            **({"step": state["step"] + done} if counts_steps else {}),
             "inner": {"": choose(done, inside, state["inner"][""])},
             "sum": present(left[0], run.spec),
             "count": present(left[1], run.spec),
@@ -160,7 +214,13 @@ class Accumulate(Wrapper):
         }
 
 
-def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean") -> Wrapper:
+def accumulate(
+    inner: GradientTransformation,
+    every_k: Any,
+    reduce: str = "mean",
+    skip: Callable[[Tree], Any] | None = None,
+    schedule_counts: str = "calls",
+) -> Wrapper:
     """Gather gradients over `every_k` calls, then apply a transformation to their mean or sum.
 
     In between the updates are zero (the parameters stay, where `inner` steps). The sum is kept in
@@ -170,9 +230,14 @@ def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean"
         inner: any pipeline.
         every_k: calls to gather, >= 1. Where it changes, the mean is that of what was gathered.
         reduce: "mean" or "sum".
+        skip: ``updates -> 0-dim bool tensor``, such as `skip_not_finite`: where it is True the
+            call counts for nothing, and nothing moves. None skips none.
+        schedule_counts: what a schedule as `every_k` is a function of: "calls", as every schedule
+            here, or "steps", those that were made, as in optax.
 
     Raises:
-        ValueError: every_k < 1, or another `reduce`.
+        TypeError: `skip` is no function.
+        ValueError: every_k < 1, or another `reduce` or `schedule_counts`.
 
     Example:
         >>> import torch
@@ -186,8 +251,49 @@ def accumulate(inner: GradientTransformation, every_k: Any, reduce: str = "mean"
     Source: `MultiSteps` in optax.
     """
     Flag(("mean", "sum")).check("reduce", reduce)
-    made: Wrapper = Accumulate(chain(inner), every_k=every_k, reduce=reduce)
+    Flag(("calls", "steps")).check("schedule_counts", schedule_counts)
+    if skip is not None:
+        check_function("skip", skip, "updates")
+    options = {"every_k": every_k, "reduce": reduce, "skip": skip}
+    made: Wrapper = Accumulate(chain(inner), **options, schedule_counts=schedule_counts)
     return made
+
+
+def skip_not_finite(updates: Tree) -> Tensor:
+    """Whether a tree has NaN or inf: what `accumulate` may skip, a 0-dim bool tensor.
+
+    Example:
+        >>> import torch
+        >>> skip_not_finite({"w": torch.tensor([1.0, float("nan")]), "b": torch.ones(1)})
+        tensor(True)
+
+    Source: the function of the same name in optax.
+    """
+    flags = [leaf.isfinite().all() for leaf in flatten(updates)[0] if leaf is not None]
+    return ~torch.stack(flags).all() if flags else torch.zeros((), dtype=torch.bool, device="cpu")
+
+
+def skip_large_updates(updates: Tree, max_squared_norm: Any) -> Tensor:
+    """Whether the squared norm of a tree reaches a bound, or is NaN: what `accumulate` may skip.
+
+    Args:
+        updates: a tree of tensors.
+        max_squared_norm: the bound, > 0, a number or a 0-dim tensor; `functools.partial` gives it.
+
+    Returns:
+        A 0-dim bool tensor.
+
+    Example:
+        >>> from functools import partial
+        >>> import torch
+        >>> skip = partial(skip_large_updates, max_squared_norm=9.0)
+        >>> skip([torch.ones(2)]), skip([torch.ones(2), torch.tensor(3.0)])
+        (tensor(False), tensor(True))
+
+    Source: the function of the same name in optax.
+    """
+    small: Tensor = global_norm(updates).double() ** 2 < max_squared_norm
+    return ~small
 
 
 # ------------------------------------------------------------------ what is carried over

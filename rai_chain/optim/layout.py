@@ -149,6 +149,11 @@ class Pipeline:
 
     def add(self, link: Link, name: str, keys: dict[str, str]) -> None:
         """One more link."""
+        if link.reduces:
+            raise ValueError(
+                f"`{link.name}` must be in a pure pipeline, as it takes one gradient for each "
+                "example, which a parameter's `.grad` has not  Got: an optimizer"
+            )
         self.links.append(link)
         self.names.append(name)
         self.keys.append(keys)

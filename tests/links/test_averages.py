@@ -63,10 +63,10 @@ def test_one_average_is_found_wherever_it_is() -> None:
         _, state = tx.step(p, p, tx.init(p))
         assert len(torch.utils._pytree.tree_leaves(rc.averaged_params(state))) == 2
     tx = rc.scale(1.0)
-    with pytest.raises(ValueError, match="one `params_ema`  Got: 0 of them"):
+    with pytest.raises(ValueError, match="`schedule_free`  Got: 0 of them"):
         rc.averaged_params(tx.init(p))
     tx = rc.chain(rc.params_ema(), rc.params_ema())
-    with pytest.raises(ValueError, match="one `params_ema`  Got: 2 of them"):
+    with pytest.raises(ValueError, match="`schedule_free`  Got: 2 of them"):
         rc.averaged_params(tx.init(p))
 
 

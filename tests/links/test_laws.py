@@ -8,7 +8,6 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import given
 from test_wrappers import SAMPLES as COMBINATORS
 from test_wrappers import step, update
 from torch.func import grad, vmap
@@ -32,6 +31,8 @@ SAMPLES = {
     "clipping": 0.1,
     "k": 2,
     "levels": 4,
+    "l2_norm_clip": 0.7,
+    "noise_multiplier": 0.1,
     "eta_plus": 3.0,
     "normal": 0.7,
     "offset": 0.2,
@@ -153,6 +154,8 @@ def test_pure(name):
 @every
 def test_inplace_equals_pure(name):
     tx, p = make(name), {"a": draw(3, 4), "b": draw(2, 3, 5, seed=1)}
+    if tx.reduces:
+        return  # what comes in has another shape
     g = {"a": draw(3, 4, seed=2), "b": draw(2, 3, 5, seed=3)}
     pure, _ = update(tx, g, tx.init(p), params=p)
     inplace, _ = update(tx, g, tx.init(p), params=p, inplace=True)
@@ -165,6 +168,7 @@ def test_inplace_equals_pure(name):
 @pytest.mark.parametrize("inplace", [False, True])
 def test_any_layout(name, layout, inplace):
     tx = make(name)
+    inplace = inplace and not tx.reduces
     g, p = draw(2, 3, 4, 5), draw(2, 3, 4, 5, seed=1)
     if layout == "expanded":
         g = draw(2, 3, 1, 1).expand(2, 3, 4, 5)
@@ -210,7 +214,7 @@ def test_nan_stays_visible(name):
     result = run(tx, g, torch.zeros(2, 4))
     hides = {"nan_to_num", "zero_nans", "set_to_zero", "apply_if_finite"}
     hides |= {"freeze", "selective_transform"}
-    hides |= {"accumulate", "random_k"}  # the one waits, the other may drop it
+    hides |= {"accumulate", "accumulate, skip", "random_k"}  # the one waits, the other may drop it
     assert result[0].isnan().any() or name.split(",")[0] in hides
     assert result[1].isfinite().all() or sees(tx) not in ("element", "row")
 
@@ -291,7 +295,7 @@ def test_schedule_of_every_hyperparameter(name):
 def test_compiled_equals_eager(name):
     tx, g, p = make(name), {"a": draw(3, 4)}, {"a": draw(3, 4, seed=1)}
     torch.compiler.reset()
-    compiled = torch.compile(partial(tx.step, **given(tx)), fullgraph=True, backend="aot_eager")
+    compiled = torch.compile(partial(step, tx), fullgraph=True, backend="aot_eager")
     state = tx.init(p)
     eager_p, eager_state = step(tx, p, g, state)
     compiled_p, compiled_state = compiled(p, g, state)
@@ -373,7 +377,7 @@ def test_refuses_what_is_not_a_dense_real_floating_tensor(name):
 def test_bits_do_not_depend_on_the_neighbours(name):
     """In a chain, where memory is reused, a link gives the bits that it gives alone."""
     tx, p, g = make(name), draw(3, 4), draw(3, 4, seed=1)
-    if tx.phase != "gradient":
+    if tx.phase != "gradient" or tx.reduces:
         return  # only gradient links have neighbours that share memory with them
     alone = run(tx, run(rai_chain.scale(2.0), g, p), p)
     assert same(run(chain(rai_chain.scale(2.0), tx), g, p), alone)

@@ -310,3 +310,79 @@ def test_prodigy_with_a_mask_and_its_estimate():
     assert float(estimates[0]) == 0.1
     over = tx.step(p, p, tx.init(p), hyperparams={"lr": torch.tensor(0.0)})[0]
     assert torch.equal(over["b"], p["b"])
+
+
+HYPER = {
+    "sam": (lambda **v: rc.sam(rc.sgd(0.1), **v), {"rho": 0.5}),
+    "schedule_free": (
+        lambda **v: rc.schedule_free(rc.sgd(0.1), **v),
+        {"lr": 0.3, "beta1": 0.8},
+    ),
+    "schedule_free, weights": (
+        lambda **v: rc.schedule_free(rc.scale(-0.1), lr=lambda n: 0.1 * (1 + n), **v),
+        {"weight_lr_power": 1.5},
+    ),
+    "prodigy": (
+        rc.prodigy,
+        {
+            "lr": 0.7,
+            "beta3": 0.9,
+            "eps": 0.01,
+            "estim_lr0": 1e-3,
+            "estim_lr_coef": 0.8,
+            "weight_decay": 0.2,
+        },
+    ),
+    "momentum_correction": (
+        lambda **v: rc.chain(rc.momentum_correction(rc.top_k(1), **v), rc.sgd(0.1)),
+        {"momentum": 0.7},
+    ),
+}
+CASES = [(name, key) for name, (_, own) in HYPER.items() for key in own]
+
+
+def some_steps(tx, start, **options):
+    f = lambda p: (p**2).sum() + p.sin().sum()  # noqa: E731
+    asked = {"grad_fn": grad(f)} if any("grad_fn" in k.needs for k in tx.links) else {}
+    p, state = start, tx.init(start)
+    for _ in range(8):
+        p, state = tx.step(p, grad(f)(p), state, **asked, **options)
+    return p
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+def test_every_hyperparameter_may_be_a_tensor_a_schedule_or_an_override(name, key):
+    make, own = HYPER[name]
+    start = torch.tensor([[0.5, -0.2, 0.1]], dtype=torch.float64)
+    value = own[key]
+    expected = some_steps(make(**own), start)
+    tensor = torch.tensor(value, dtype=torch.float64)
+    for tx in (make(**{**own, key: tensor}), make(**{**own, key: lambda step: value})):
+        torch.testing.assert_close(some_steps(tx, start), expected, rtol=1e-12, atol=1e-14)
+    other = make(**{**own, key: value * 0.5})
+    over = some_steps(other, start, hyperparams={key: tensor})
+    torch.testing.assert_close(over, expected, rtol=1e-12, atol=1e-14)
+    assert not torch.equal(some_steps(other, start), expected)
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+def test_every_hyperparameter_goes_under_vmap_and_has_a_derivative(name, key):
+    make, own = HYPER[name]
+    start = torch.tensor([[0.5, -0.2, 0.1]], dtype=torch.float64)
+    values = own[key] * torch.tensor([1.0, 0.8, 0.5], dtype=torch.float64)
+    run = lambda v: some_steps(make(**{**own, key: v}), start)  # noqa: E731
+    batched = vmap(run)(values)
+    looped = torch.stack([run(float(v)) for v in values])
+    torch.testing.assert_close(batched, looped, rtol=1e-12, atol=1e-14)
+    assert torch.autograd.gradcheck(lambda v: run(v).sum(), values[1].clone().requires_grad_())
+
+
+@pytest.mark.parametrize(("name", "key"), CASES)
+def test_several_values_are_refused_where_there_is_one(name, key):
+    make, own = HYPER[name]
+    if key == "weight_decay":
+        return  # one for each leaf
+    p = {"a": torch.ones(3), "b": torch.ones(2)}
+    for several in (torch.ones(3) * own[key], {"a": own[key], "b": own[key]}):
+        with pytest.raises(ValueError, match=f"`{key}` must have one value  Got: "):
+            make(**{**own, key: several}).init(p)

@@ -62,6 +62,8 @@ LEFT_OUT = {
         ("polyak_sgd", "prodigy", "sam", "scale_by_polyak", "schedule_free"),
         "asks for more than a gradient: test_optax_contrib.py",
     ),
+    "differentially_private_aggregate": "compared without noise: test_optax_contrib.py",
+    "monitor": "keeps them as record does, which tests/links/test_wrappers.py reads",
     "add_noise": "draws other numbers, of the variance that its own test asks for",
     "perturbations": "rai-toolbox's, where optax has perturbed optimizers",
     "join_schedules": "is what schedules of several parts are made of",
@@ -380,6 +382,26 @@ def multi_steps(d: Draw) -> Case:
     return Case(theirs, rc.accumulate(inner, k, "mean" if mean else "sum"), moves=False)
 
 
+def skipping(d: Draw) -> Case:
+    """k as a schedule of the steps made, and calls that are skipped: NaN, inf, or too large."""
+    ks, bound = lambda made: 1 + made % 3, d.power(-2, 6)
+    skip, ours_skip = optax.skip_not_finite, rc.skip_not_finite
+    if d.flag():
+        skip = partial(optax.skip_large_updates, max_squared_norm=bound)
+        ours_skip = partial(rc.skip_large_updates, max_squared_norm=bound)
+    theirs = optax.MultiSteps(
+        optax.adam(0.1, *d.adam), ks, should_skip_update_fn=skip, accumulator_dtype=None
+    )
+    ours = rc.accumulate(rc.adam(0.1, *d.paired), ks, skip=ours_skip, schedule_counts="steps")
+    return Case(theirs.gradient_transformation(), ours, bad=0.3, moves=False)
+
+
+def conditionally_mask(d: Draw) -> Case:
+    k, args = d.whole(2, 6), d.adam
+    theirs = optax.conditionally_mask(optax.adam(0.1, *args), lambda step: step % k != 0)
+    return Case(theirs, rc.conditionally_mask(rc.adam(0.1, *d.paired), lambda _, n: n % k != 0))
+
+
 def frozen(theirs: Any, ours: Any) -> Callable[[Draw], Case]:
     """A case of a mask behind an optimizer, or around one."""
     return lambda d: Case(
@@ -479,6 +501,8 @@ CASES: dict[str, Callable[[Draw], Case]] = {
     "apply_if_finite": if_finite,
     "conditionally": conditionally,
     "accumulate": multi_steps,
+    "accumulate, skip_not_finite, skip_large_updates": skipping,
+    "conditionally_mask": conditionally_mask,
     "lookahead": lookahead,
 }
 

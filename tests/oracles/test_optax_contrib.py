@@ -192,3 +192,20 @@ def test_what_is_nan_in_optax_stands_still() -> None:
         (rc.polyak_sgd(), {"value": 1.0}),
     ):
         assert torch.equal(tx.step(p, zero, tx.init(p), **asked)[0], p)
+
+
+def test_private_gradients_without_noise_and_the_deviation_of_it() -> None:
+    grads = [RANDOM.standard_normal((7, 3, 2)), RANDOM.standard_normal((7,))]
+    with jax.enable_x64(True):
+        theirs = contrib.differentially_private_aggregate(1.3, 0.0, jax.random.key(0))
+        params = [jnp.zeros((3, 2)), jnp.zeros(())]
+        true, _ = theirs.update(tree_map(jnp.asarray, grads), theirs.init(params), params)
+        zero = [jnp.zeros((2, 10000))]
+        theirs = contrib.differentially_private_aggregate(1.3, 0.7, jax.random.key(0))
+        noise, _ = theirs.update(zero, theirs.init([zero[0][0]]), [zero[0][0]])
+        theirs_std = float(noise[0].std())
+    tx = rc.differentially_private_aggregate(1.3, 0.0)
+    assert error(tx.update(tree_map(torch.tensor, grads), ())[0], true) < 1e-12
+    tx = rc.differentially_private_aggregate(1.3, 0.7)
+    ours, _ = tx.update(torch.zeros(2, 10000), tx.init(torch.zeros(10000)))
+    assert abs(float(ours.std()) / theirs_std - 1) < 0.05

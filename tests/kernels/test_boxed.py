@@ -238,3 +238,12 @@ def test_traced_equals_plain_to_the_bit(p, dtype):
     loop = torch.stack([move(*args) for args in zip(x, c, radius, strict=True)])
     assert torch.equal(vmap(move)(x, c, radius), loop)
     assert torch.equal(move(x[0].clone().requires_grad_(), c[0], 0.2), loop[0])
+
+
+@pytest.mark.filterwarnings("ignore")
+@both
+def test_the_operator_is_sound(p):
+    x, radius = draw(3, 9).float(), torch.full((3, 1), 1.5, dtype=F64)
+    low, high = torch.full_like(x, -0.5), torch.full_like(x, 0.7)
+    args = (x, None, radius, low, high, KINDS[p])
+    torch.library.opcheck(torch.ops.rai_chain.ball_in_box.default, args)

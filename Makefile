@@ -1,10 +1,11 @@
-# make demo | make test | make fuzz | make bench [QUICK=1] | make wheel: each makes the environment it needs.
+# make demo | make test | make test-clients | make fuzz | make bench [QUICK=1] | make wheel:
+# each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz bench wheel stubs format clean
+.PHONY: demo test test-clients fuzz bench wheel stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/sparse_attack.py
@@ -20,6 +21,10 @@ test: $(VENV)/test
 # Until Ctrl-C, from a random seed; SECONDS=600 for so long.
 fuzz: $(VENV)/test
 	$(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS))
+
+# Real clients beside the loop by hand; writes docs/clients.md. About five minutes.
+test-clients: $(VENV)/clients/ready
+	$(VENV)/clients/bin/python -m pytest tests/clients
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
@@ -60,6 +65,15 @@ $(VENV)/python:
 $(VENV)/examples: $(VENV)/python pyproject.toml constraints.txt
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[examples]'
+	touch $@
+
+# timm's optimizers need nothing; its models need torchvision, and that another torch.
+CLIENTS_PIP := $(subst $(BIN),$(VENV)/clients/bin,$(PIP))
+$(VENV)/clients/ready: tests/clients/requirements.txt pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)/clients
+	$(CLIENTS_PIP) torch==2.13.0
+	$(CLIENTS_PIP) -e . -r tests/clients/requirements.txt
+	$(CLIENTS_PIP) --no-deps timm==1.0.31
 	touch $@
 
 $(VENV)/build: $(VENV)/python

@@ -80,10 +80,11 @@ def restored(shared: list[Group]) -> Iterator[None]:
 def grad_as_inner(step: Any) -> Any:
     """A step with autograd off, unless the inner optimizer's is `differentiable`."""
 
+    off, on = torch.no_grad()(step), torch.enable_grad()(step)  # an interrupt leaves neither set
+
     @functools.wraps(step)
     def graded(self: Any, closure: Any = None) -> Any:
-        with torch.set_grad_enabled(bool(self.defaults.get("differentiable"))):
-            return step(self, closure)
+        return (on if self.defaults.get("differentiable") else off)(self, closure)
 
     return graded
 

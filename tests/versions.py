@@ -1,4 +1,4 @@
-"""Run the suite on the oldest or the newest torch, torchopt and numpy that are allowed and to be had.
+"""Run the suite on the oldest or the newest torch, torchopt and numpy that are allowed.
 
     python tests/versions.py oldest [torch==2.13.0 ...] [-- pytest arguments]
 

@@ -219,7 +219,8 @@ def any_link(d, inside=False):
             lambda: rc.masked(inner, lambda params: [i % 2 == 0 for i in range(len(params))]),
         )()
     made = {n: f.definition for n, f in FACTORIES.items()}
-    return d.link(d.choice([n for n, m in made.items() if m.phase == "gradient" and not m.updates]))
+    apart = {n for n, m in made.items() if m.phase != "gradient" or m.updates or m.reduces}
+    return d.link(d.choice(sorted(made.keys() - apart)))
 
 
 def homes(d):
@@ -233,25 +234,26 @@ def homes(d):
     yield f"tx = {tx!r}", f"params = {told(pure)}"
     params = [p.clone().requires_grad_() for p in pure]
     fallen, state, third, own = pure, tx.init(pure), tx.init(pure), early.init(pure)
-    optimizer = tx.optimizer(params)
+    optimizer, asks = tx.optimizer(params), any("value" in link.needs for link in tx.links)
     for time in range(d.pick(1, 2, 4)):
-        grads = gradients(d, shapes, dtype)
+        grads, loss = gradients(d, shapes, dtype), torch.tensor(d.gauss(1.0, 1.0))
+        more = {"value": loss} if asks else {}
         apart = [None if g is None else g.clone() for g in grads]
         where = (f"step {time}, grads =", apart, ":")
-        updates, after = early.update(grads, own, params=pure)
+        updates, after = early.update(grads, own, params=pure, **more)
         need(all(map(same, grads, apart)), *where, "an input was written")
         updates = [None if u is None else u.clone() for u in updates]
-        inplace, beside = early.update(list(grads), own, params=pure, inplace=True)
+        inplace, beside = early.update(list(grads), own, params=pure, inplace=True, **more)
         agree(inplace, updates, *where, "in place")
         agree(tree_leaves(beside), tree_leaves(after), *where, "in place it keeps")
         shared = {id(g): a.clone() for g, a in zip(grads, apart, strict=True) if g is not None}
         for p, g in zip(params, grads, strict=True):
             p.grad = None if g is None else shared[id(g)]
-        optimizer.step()
-        own, (pure, state) = after, tx.step(pure, apart, state)
+        optimizer.step((lambda loss=loss: loss) if asks else None)
+        own, (pure, state) = after, tx.step(pure, apart, state, **more)
         agree([p.detach() for p in params], pure, *where, "the optimizer has")
         with fallback():
-            fallen, third = tx.step(fallen, apart, third)
+            fallen, third = tx.step(fallen, apart, third, **more)
         agree(fallen, pure, *where, "the fallback has")
 
 

@@ -86,7 +86,8 @@ class Draw(random.Random):
             return tuple(self.number(rule.each) for _ in range(rule.count))
         low, high = rule.low if low is None else low, rule.high
         if rule.whole:
-            return self.randint(max(0, int(low)), max(0, int(low)) + 5)
+            low = max(0, int(low)) if math.isfinite(low) else 0
+            return self.randint(low, low + 5)
         if math.isfinite(low) and math.isfinite(high):
             value = self.uniform(low, high)
         elif math.isfinite(high):

@@ -149,7 +149,7 @@ def ball(got, row, dtype, p, epsilon, center):
         right = [ratio(c * n + v, n << SHIFT) for v in moved]
         near(got, right, dtype, 4, max(abs(center or 0.0), epsilon), 1.01)
     else:
-        units = unit([ratio(v, 1 << SHIFT) for v in offset], 2)[1]
+        units = unit([ratio(v, 1 << SHIFT + 9) for v in offset], 2)[1]
         right = [ratio((c << SHIFT) + whole(u) * radius, 1 << 2 * SHIFT) for u in units]
         near(got, right, dtype, 8, abs(center or 0.0), 1.01)
 

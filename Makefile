@@ -1,11 +1,11 @@
-# make demo | make test | make test-clients | make fuzz | make bench [QUICK=1] | make wheel:
-# each makes the environment it needs.
+# make demo | make test | make test-clients | make test-versions | make fuzz | make bench [QUICK=1] |
+# make wheel: each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-clients fuzz bench wheel stubs format clean
+.PHONY: demo test test-clients test-versions fuzz bench wheel stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/sparse_attack.py
@@ -17,6 +17,11 @@ test: $(VENV)/test
 	$(BIN)/python -m pytest --cov --cov-report=term --cov-fail-under=95
 	RAI_CHAIN_KERNELS=off $(BIN)/python -m pytest -q \
 		tests/links/test_laws.py tests/links/test_projections.py tests/links/test_frank_wolfe.py
+
+# The oldest and the newest of the declared versions; ONLY="torch==2.13.0 -- tests/links" narrows it.
+test-versions: $(VENV)/python
+	$(BIN)/python tests/versions.py oldest $(ONLY)
+	$(BIN)/python tests/versions.py newest $(ONLY)
 
 # Until Ctrl-C, from a random seed; SECONDS=600 for so long.
 fuzz: $(VENV)/test

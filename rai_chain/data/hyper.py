@@ -246,8 +246,9 @@ def keys_of(
         reserved: bare keys that somebody else reads.
     """
     counts = Counter(name for row in rows for name in row)
-    own = {n for n, count in counts.items() if n not in reserved and (count == 1 or n in shared)}
-    pairs = zip(names, rows, strict=True)
+    pairs = list(zip(names, rows, strict=True))
+    taken = {f"{name}.{n}" for name, row in pairs for n in row}  # as a name in a wrapper may be
+    own = {n for n, count in counts.items() if count == 1 or n in shared} - taken - {*reserved}
     return [{n: n if n in own else f"{name}.{n}" for n in row} for name, row in pairs]
 
 

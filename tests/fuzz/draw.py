@@ -86,7 +86,8 @@ class Draw(random.Random):
             return tuple(self.number(rule.each) for _ in range(rule.count))
         low, high = rule.low if low is None else low, rule.high
         if rule.whole:
-            return self.randint(max(0, int(low)), max(0, int(low)) + 5)
+            low = max(0, int(low)) if math.isfinite(low) else 0
+            return self.randint(low, low + 5)
         if math.isfinite(low) and math.isfinite(high):
             value = self.uniform(low, high)
         elif math.isfinite(high):
@@ -114,10 +115,6 @@ class Draw(random.Random):
             bounds = sorted([self.gauss(0.0, 1.0), self.gauss(0.0, 1.0)])
             given = dict(zip(factory.definition.rules, bounds, strict=True))
             given.pop(self.pick("nothing", *given), None)
-        if given.get("nesterov") is True:
-            given |= {"dampening": 0.0, "momentum": 0.5} if name == "trace" else {}
-        if name == "add_noise" and ("eta" in given) == ("std" in given):
-            given["eta"], given["std"] = 0.5, None
         if factory.definition.scope == "row":
             given["param_ndim"] = self.pick(-1, None, "tree")
         return factory(**given)

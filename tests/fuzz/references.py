@@ -98,14 +98,16 @@ def divided(got, row, dtype, factor, divisor):
 
 
 def normalize(got, row, dtype, p, eps):
-    divided(got, row, dtype, 1.0, max(unit(row, p)[0], eps) or 1.0)
+    own = max(unit(row, p)[0], eps)
+    if math.isfinite(own):
+        divided(got, row, dtype, 1.0, own or 1.0)
 
 
 def clip_by_norm(got, row, dtype, max_norm, p):
     own = unit(row, p)[0]
     if own <= max_norm * (1 - 1e-12):
         near(got, row, dtype)
-    elif own > max_norm * (1 + 1e-12):
+    elif max_norm * (1 + 1e-12) < own < math.inf:
         divided(got, row, dtype, max_norm, own)
 
 
@@ -147,9 +149,9 @@ def ball(got, row, dtype, p, epsilon, center):
         lengths, n = on_simplex(list(map(abs, offset)), radius)
         moved = [s if v > 0 else -s for s, v in zip(lengths, offset, strict=True)]
         right = [ratio(c * n + v, n << SHIFT) for v in moved]
-        near(got, right, dtype, 4, max(abs(center or 0.0), epsilon), 1.01)
-    else:
-        units = unit([ratio(v, 1 << SHIFT) for v in offset], 2)[1]
+        near(got, right, dtype, 8, max(abs(center or 0.0), epsilon), 1.01)
+    elif epsilon > 1e-300:  # a float64 norm below has few digits
+        units = unit([ratio(v, 1 << SHIFT + 9) for v in offset], 2)[1]
         right = [ratio((c << SHIFT) + whole(u) * radius, 1 << 2 * SHIFT) for u in units]
         near(got, right, dtype, 8, abs(center or 0.0), 1.01)
 

@@ -402,3 +402,20 @@ def test_a_class_with_hyperparameters_of_its_own_keeps_its_keys():
     assert moves(optimizer, 2) == [-1.0, -1.0]
     optimizer.param_groups[0]["epsilon"] = 5.0
     assert moves(optimizer, 2) == [-3.0, 0.0]
+
+
+def test_a_key_of_what_is_in_a_wrapper_is_no_other_links_qualified_key():
+    """Two links of one name inside, and one beside the wrapper: each has its own value."""
+    inner = rc.chain(rc.scale(2.0), rc.scale(3.0))
+    tx, p = rc.chain(rc.accumulate(inner, 1), rc.scale(5.0)), torch.zeros(2)
+    q = p.clone().requires_grad_()
+    optimizer, key = tx.optimizer([q]), "accumulate_0.scale_0.grad_scale"
+    step(optimizer, 1.0)
+    assert torch.equal(q, tx.step(p, torch.ones(2), tx.init(p))[0])
+    assert q.tolist() == [30.0, 30.0]
+    optimizer.param_groups[0][key] = 7.0
+    step(optimizer, 1.0)
+    assert q.tolist() == [135.0, 135.0]
+    for given, right in (({key: 7.0}, 105.0), ({"scale_0.grad_scale": 1.0}, 6.0)):
+        out, _ = tx.update(torch.ones(2), tx.init(p), hyperparams=given)
+        assert out.tolist() == [right, right]

@@ -15,6 +15,7 @@ from torch.nn.functional import cross_entropy
 
 import rai_chain as rc
 from rai_chain import attacks
+from rai_chain.attacks.climb import losses
 
 INF = math.inf
 PART = 0.2917  # of the radius, a step: with a fourth, pixels would come to rest at equal heights
@@ -432,6 +433,34 @@ def test_the_options_of_the_solver_reach_it(digits):
     assert torch.equal(first, several()) and not torch.equal(first, several(seed=1))
     fixed = several(init=lambda x, key: x, steps=0)
     assert torch.equal(fixed, images)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_an_image_that_was_ever_fooled_is_returned_fooled(targeted, digits):
+    net, images, labels = digits
+    wanted = (labels + 1) % 10 if targeted else labels
+    options = {"norm": 2, "steps": 15, "step_size": 0.5, "restarts": 2, "targeted": targeted}
+
+    seen = []
+
+    def look(visit, x, losses):
+        seen.append((net(x).argmax(1) == wanted) == targeted)
+
+    found = attacks.pgd(net, images, wanted, 0.5, callback=look, **options)
+    ever, returned = torch.stack(seen).any(0), (net(found).argmax(1) == wanted) == targeted
+    assert torch.equal(ever, returned) and ever.any() and not ever.all()
+
+
+def test_a_wrong_label_counts_more_than_any_loss_of_a_right_one():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.rand(1000, 5, generator=generator).requires_grad_()
+    labels = torch.randint(5, (1000,), generator=generator)
+    values, plain = losses(logits, labels), cross_entropy(logits, labels, reduction="none")
+    wrong = logits.argmax(1) != labels
+    assert values[wrong].min() > values[~wrong].max()
+    assert plain[wrong].min() < plain[~wrong].max()
+    slopes = [torch.autograd.grad(f.sum(), logits)[0] for f in (values, plain)]
+    assert torch.equal(*slopes)
 
 
 def margin(logits, labels):

@@ -1,5 +1,6 @@
 """Attacks against loops written plainly, against other libraries, and what holds of all of them."""
 
+import copy
 import importlib
 import math
 import warnings
@@ -399,12 +400,22 @@ def test_a_row_is_what_it_is_alone(name, digits):
 
 
 @every
+def test_under_vmap_each_radius_is_what_it_is_alone(name, digits):
+    net, image, label = copy.deepcopy(digits[0]).double(), digits[1][:2].double(), digits[2][:2]
+    radii = EPSILON[norm_of(name)] * torch.tensor([0.5, 1.0], dtype=torch.float64)
+    together = torch.func.vmap(lambda epsilon: ALL[name](net, image, label, epsilon))(radii)
+    for epsilon, found in zip(radii.tolist(), together, strict=True):
+        alone = ALL[name](net, image, label, epsilon)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-9)
+
+
+@every
 def test_the_model_is_in_eval_mode_and_put_back(name, digits):
     modes = []
 
     class Watch(nn.Module):
         def forward(self, x):
-            modes.append((self.training, net[1].weight.requires_grad))
+            modes.append(self.training)
             return x
 
     net = nn.Sequential(*digits[0][:2], nn.BatchNorm1d(32), Watch(), *digits[0][2:]).train()
@@ -412,7 +423,7 @@ def test_the_model_is_in_eval_mode_and_put_back(name, digits):
     net.zero_grad()
     images, labels = digits[1][:9], digits[2][:9]
     ALL[name](net, images, labels, 0.1)
-    assert set(modes) == {(False, False)}
+    assert set(modes) == {False}
     assert net.training and net[1].weight.requires_grad and not net[2].weight.requires_grad
     assert net[2].num_batches_tracked == 0 and net[1].weight.grad is None
     with pytest.raises(ValueError, match="`epsilon` must satisfy"):

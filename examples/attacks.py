@@ -314,6 +314,7 @@ def main() -> dict[str, Any]:
         rows, found = compare(net, images[:count], labels[:count], steps, 1 if options.quick else 2)
     table = curves(net, images[:count], labels[:count], steps, radii)
 
+    print("\n" + str(__doc__).split("\n\n")[1])
     print(f"\nThe network reads {clean:.1%} of {HELD_OUT} new images right. Of {count} are left,")
     print(f"after {steps} steps (FGSM, FGM: one):\n")
     print("ball          attack       library       still right   seconds   largest difference")

@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 .PHONY: demo test test-clients test-versions fuzz bench wheel stubs format clean
 
 demo: $(VENV)/examples
-	$(BIN)/python examples/sparse_attack.py
+	$(BIN)/python examples/attacks.py
 
 test: $(VENV)/test
 	$(BIN)/ruff format --check .

@@ -202,7 +202,12 @@ class _Search:
         values, grads = _evaluate(self.fun, x, None if last else self.sign)
         if not self.visited:  # small tensors kept one by one would leave holes in memory
             self.history = values.new_empty((self.visits, *values.shape))
-        self.history[self.visited] = values
+        if is_plain(()):
+            self.history[self.visited] = values
+        else:  # lanes of vmap may part later than at the start
+            rows = torch.arange(self.visits, device=values.device)
+            here = rows.reshape(-1, *[1] * values.ndim) == self.visited
+            self.history = torch.where(here, values, self.history)
         if self.callback is not None:
             self.callback(self.visited, x, values)
         self.visited += 1

@@ -1,5 +1,6 @@
 """Attacks against loops written plainly, against other libraries, and what holds of all of them."""
 
+import copy
 import importlib
 import math
 import warnings
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 
 import rai_chain as rc
 from rai_chain import attacks
+from rai_chain.attacks.climb import losses
 
 INF = math.inf
 PART = 0.2917  # of the radius, a step: with a fourth, pixels would come to rest at equal heights
@@ -398,12 +400,22 @@ def test_a_row_is_what_it_is_alone(name, digits):
 
 
 @every
+def test_under_vmap_each_radius_is_what_it_is_alone(name, digits):
+    net, image, label = copy.deepcopy(digits[0]).double(), digits[1][:2].double(), digits[2][:2]
+    radii = EPSILON[norm_of(name)] * torch.tensor([0.5, 1.0], dtype=torch.float64)
+    together = torch.func.vmap(lambda epsilon: ALL[name](net, image, label, epsilon))(radii)
+    for epsilon, found in zip(radii.tolist(), together, strict=True):
+        alone = ALL[name](net, image, label, epsilon)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-9)
+
+
+@every
 def test_the_model_is_in_eval_mode_and_put_back(name, digits):
     modes = []
 
     class Watch(nn.Module):
         def forward(self, x):
-            modes.append((self.training, net[1].weight.requires_grad))
+            modes.append(self.training)
             return x
 
     net = nn.Sequential(*digits[0][:2], nn.BatchNorm1d(32), Watch(), *digits[0][2:]).train()
@@ -411,7 +423,7 @@ def test_the_model_is_in_eval_mode_and_put_back(name, digits):
     net.zero_grad()
     images, labels = digits[1][:9], digits[2][:9]
     ALL[name](net, images, labels, 0.1)
-    assert set(modes) == {(False, False)}
+    assert set(modes) == {False}
     assert net.training and net[1].weight.requires_grad and not net[2].weight.requires_grad
     assert net[2].num_batches_tracked == 0 and net[1].weight.grad is None
     with pytest.raises(ValueError, match="`epsilon` must satisfy"):
@@ -432,6 +444,34 @@ def test_the_options_of_the_solver_reach_it(digits):
     assert torch.equal(first, several()) and not torch.equal(first, several(seed=1))
     fixed = several(init=lambda x, key: x, steps=0)
     assert torch.equal(fixed, images)
+
+
+@pytest.mark.parametrize("targeted", [False, True])
+def test_an_image_that_was_ever_fooled_is_returned_fooled(targeted, digits):
+    net, images, labels = digits
+    wanted = (labels + 1) % 10 if targeted else labels
+    options = {"norm": 2, "steps": 15, "step_size": 0.5, "restarts": 2, "targeted": targeted}
+
+    seen = []
+
+    def look(visit, x, losses):
+        seen.append((net(x).argmax(1) == wanted) == targeted)
+
+    found = attacks.pgd(net, images, wanted, 0.5, callback=look, **options)
+    ever, returned = torch.stack(seen).any(0), (net(found).argmax(1) == wanted) == targeted
+    assert torch.equal(ever, returned) and ever.any() and not ever.all()
+
+
+def test_a_wrong_label_counts_more_than_any_loss_of_a_right_one():
+    generator = torch.Generator().manual_seed(0)
+    logits = 3 * torch.rand(1000, 5, generator=generator).requires_grad_()
+    labels = torch.randint(5, (1000,), generator=generator)
+    values, plain = losses(logits, labels), cross_entropy(logits, labels, reduction="none")
+    wrong = logits.argmax(1) != labels
+    assert values[wrong].min() > values[~wrong].max()
+    assert plain[wrong].min() < plain[~wrong].max()
+    slopes = [torch.autograd.grad(f.sum(), logits)[0] for f in (values, plain)]
+    assert torch.equal(*slopes)
 
 
 def margin(logits, labels):

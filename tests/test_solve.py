@@ -202,6 +202,16 @@ def test_under_vmap_each_lane_is_what_it_is_alone():
         torch.testing.assert_close(together.values[i], alone.values, atol=1e-5, rtol=1e-5)
 
 
+def test_under_vmap_lanes_may_have_one_start_and_part_later():
+    x0, lr = start(4, 3), torch.linspace(0.05, 0.4, 5)
+    together = vmap(lambda lr: minimize(waves, x0, sgd(lr), 6, **options() | {"restarts": 0}))(lr)
+    for i in range(5):
+        alone = minimize(waves, x0, sgd(lr[i]), 6, **options() | {"restarts": 0})
+        assert together.history[i].shape == alone.history.shape == (7, 4)
+        torch.testing.assert_close(together.x[i], alone.x, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(together.history[i], alone.history, atol=1e-5, rtol=1e-5)
+
+
 def test_it_compiles_as_one_graph():
     def solve(x):
         return minimize(waves, x, rc.adam(0.2), 3, init=around, **options())

@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from ..core.pipeline import GradientTransformation
 from ..data.hyper import Flag
-from ..perturbations.solvers import frozen
+from ..perturbations.solvers import evaluating
 from ..solve import maximize, minimize
 
 Model = Callable[[Tensor], Tensor]
@@ -39,8 +39,8 @@ def attack(
     """Climb a model's loss with any pipeline: what all attacks here do.
 
     Args:
-        model: images -> logits (N, K). A `torch.nn.Module` is in eval mode meanwhile, its
-            parameters without gradients; then all is as it was.
+        model: images -> logits (N, K). A `torch.nn.Module` is in eval mode meanwhile, and no
+            gradient of its parameters is written.
         images: (N, ...), floating dtype.
         labels: (N,), int64: the true ones, or where `targeted` the wanted ones.
         tx: a pipeline that descends, on ``-loss``, or on the loss where `targeted`.
@@ -71,5 +71,5 @@ def attack(
     """
     Flag().check("targeted", targeted)
     solve = minimize if targeted else maximize
-    with frozen(model):
+    with evaluating(model):
         return solve(lambda x: loss(model(x), labels), images, tx, steps, **options).x  # type: ignore[no-any-return]

@@ -143,6 +143,8 @@ def apgd(
 ) -> Tensor:
     """Projected gradient steps that choose their own size, for each image: nothing to tune.
 
+    A step ends at the nearest point that is in the ball and in the interval.
+
     Args:
         model, images, labels, epsilon, norm, low, high: as in `fgsm`.
         steps: how many, >= 1; the size of the steps depends on them.
@@ -164,7 +166,8 @@ def apgd(
     Source: `rai_chain.apgd` (Croce and Hein 2020, arXiv 2003.01690), which L1 steps take as well.
     """
     longest = chain(of(DIRECTIONS, norm), scale(-2.0 * epsilon))
-    tx = adaptive(chain(longest, *within(norm, epsilon, images, low, high)), steps)
+    both = of(BALLS, norm)(epsilon, images, low=low, high=high)
+    tx = adaptive(chain(longest, both), steps)
     init = start(norm, epsilon, low, high) if random_start else None
     return attack(model, images, labels, tx, steps, **{"init": init, **options})
 

@@ -10,7 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from ..core.chain import chain
 from ..links.transforms import scale
-from ..perturbations.solvers import frozen
+from ..perturbations.solvers import evaluating
 from .climb import Loss, Model, attack, losses
 from .near import BALLS, DIRECTIONS, of
 
@@ -56,7 +56,7 @@ def universal(
     tx = chain(of(DIRECTIONS, norm), scale(-size), of(BALLS, norm)(epsilon))
 
     none = torch.zeros_like(images[:1])
-    with frozen(model):
+    with evaluating(model):
         return attack(
             lambda shift: model((images + shift).clamp(low, high)),
             none,

@@ -92,7 +92,7 @@ def gradient_ascent(
             kept.take(perturbed.detach(), losses.detach(), kept.beaten(losses.detach()))
         return perturbed, losses
 
-    with frozen(model):
+    with _frozen(model):
         with torch.enable_grad():
             for _ in range(steps):
                 losses = look()[1]
@@ -189,19 +189,29 @@ def _check_losses(losses: Tensor, data: Tensor) -> None:
 
 
 @contextmanager
-def frozen(model: Any) -> Iterator[None]:
-    """A module in eval mode, its parameters without gradients; then all as it was."""
+def evaluating(model: Any) -> Iterator[None]:
+    """A module in eval mode; then each of its submodules in its own again."""
     inside = list(model.modules()) if isinstance(model, nn.Module) else []
     modes = [(module, module.training) for module in inside]
-    asked = [p for module in inside[:1] for p in module.parameters() if p.requires_grad]
     try:
-        for module, _ in modes[:1]:
+        for module in inside[:1]:
             module.eval()
-        for parameter in asked:
-            parameter.requires_grad_(False)
         yield
     finally:
-        for parameter in asked:
-            parameter.requires_grad_(True)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def _frozen(model: Any) -> Iterator[None]:
+    """A module in eval mode, its parameters without gradients; then all as it was."""
+    parameters = model.parameters() if isinstance(model, nn.Module) else ()
+    asked = [p for p in parameters if p.requires_grad]
+    with evaluating(model):
+        try:
+            for parameter in asked:
+                parameter.requires_grad_(False)
+            yield
+        finally:
+            for parameter in asked:
+                parameter.requires_grad_(True)

@@ -1,10 +1,11 @@
-# make demo | make test | make fuzz | make bench [QUICK=1] | make wheel: each makes the environment it needs.
+# make demo | make test | make test-distributed | make fuzz | make bench [QUICK=1] | make wheel: each
+# makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test fuzz bench wheel stubs format clean
+.PHONY: demo test test-distributed fuzz bench wheel stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/sparse_attack.py
@@ -20,6 +21,10 @@ test: $(VENV)/test
 # Until Ctrl-C, from a random seed; SECONDS=600 for so long.
 fuzz: $(VENV)/test
 	$(BIN)/python tests/fuzz/run.py $(if $(SECONDS),--seconds $(SECONDS))
+
+# Tensors that 2, 4 and 8 processes share: many random shapes and placements.
+test-distributed: $(VENV)/test
+	RAI_CHAIN_TESTS=long $(BIN)/python -m pytest -q tests/distributed
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

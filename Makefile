@@ -1,11 +1,11 @@
-# make demo | make test | make test-clients | make test-versions | make fuzz | make bench [QUICK=1] |
-# make wheel: each makes the environment it needs.
+# make demo | make test | make test-clients | make test-distributed | make test-versions | make fuzz |
+# make bench [QUICK=1] | make wheel: each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-clients test-versions fuzz bench wheel stubs format clean
+.PHONY: demo test test-clients test-distributed test-versions fuzz bench wheel stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/attacks.py
@@ -30,6 +30,10 @@ fuzz: $(VENV)/test
 # Real clients beside the loop by hand; writes docs/clients.md. About five minutes.
 test-clients: $(VENV)/clients/ready
 	$(VENV)/clients/bin/python -m pytest tests/clients
+
+# Tensors that 2, 4 and 8 processes share: many random shapes and placements.
+test-distributed: $(VENV)/test
+	RAI_CHAIN_TESTS=long $(BIN)/python -m pytest -q tests/distributed
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)

@@ -9,6 +9,7 @@ from ..data.hyper import as_tensor
 from ..data.tree import Tree, flatten
 from ..engine.graph import graph_of
 from ..engine.run import State
+from ..engine.sharded import has_shards
 from .pipeline import MAKERS, GradientTransformation, Values
 
 _GRAPHS = 64  # of one pipeline, for the trees that were seen last
@@ -85,7 +86,10 @@ class Compiled(GradientTransformation):
 
     def _graph(self, name: str, tree: Tree) -> Any:
         """The graph of a method for trees of this structure."""
-        key = name, str(flatten(tree)[1])
+        leaves, spec = flatten(tree)
+        if has_shards(leaves):
+            raise ValueError("`compile` must not be called for leaves that are DTensors")
+        key = name, str(spec)
         if key not in self._graphs:
             while len(self._graphs) >= _GRAPHS:
                 self._graphs.pop(next(iter(self._graphs)))

@@ -19,6 +19,7 @@ _KEPT = 8  # structures of states, of the trees that were seen last
 class TreeLink(Link):
     """A link whose function sees and returns whole trees."""
 
+    takes_parts = False
     values: dict[str, Any] = {}  # noqa: RUF012
 
     def call(self, tree: Tree, state: Any, params: Tree, run: Run) -> tuple[Tree, Any]:

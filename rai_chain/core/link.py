@@ -26,7 +26,7 @@ from ..engine import fit
 from ..engine import function as engine
 from ..engine.chunks import Call
 from ..engine.function import COUNTERS, Definition, Rows
-from ..engine.run import Phase, Run, Scope, State, runs_plain
+from ..engine.run import Phase, Run, Scope, State, run_links, runs_plain
 from .kept import check_kept, check_once
 from .pipeline import GradientTransformation
 
@@ -54,6 +54,7 @@ class Link(GradientTransformation):
     trees: frozenset[str] = frozenset()
     completes: bool = False
     reduces: bool = False  # the leaves that come in are (N, ...), one entry for each example
+    takes_parts: bool = True  # of DTensors, see `engine.sharded`; else it gets these themselves
     inners: Mapping[str, GradientTransformation] = {}  # of a wrapper
 
     @property
@@ -100,13 +101,13 @@ class Link(GradientTransformation):
                 f"`map` must be called of a link that needs no more than one tree: use `init` and "
                 f"`update` or `step`  Got: {self!r}"
             )
-        run = Run(spec, leaves, name=self.names[0])
+        run = Run(spec, leaves, writable=[False] * len(leaves))
         state = self.start(leaves, run, self.values)
         values = self.evaluate(self.values, state)
         run.plain = runs_plain(leaves, [values])
-        run.writable = [False] * len(leaves)
         self.check_fit(values, leaves, run)
-        return unflatten(self.apply(leaves, state, run, values)[0], spec)
+        new, _ = run_links((self,), self.names, leaves, [state], run, [values], self.phase)
+        return unflatten(new, spec)
 
     def elementwise_call(self, state: State, values: dict[str, Any]) -> Call | None:
         """The link as a function of any piece of any leaf, where that is what it is."""
@@ -406,8 +407,7 @@ class FunctionLink(Link):
         if "out" not in d.given:
             return lambda x, out: engine.checked(d, x, **values)
         call = functools.partial(d.function, **values)
-        if values is self.values:
-            self._call = call
+        self._call = call if values is self.values else self._call
         return call
 
     def apply(

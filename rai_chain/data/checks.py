@@ -34,7 +34,9 @@ def shares_memory(a: Tensor, b: Tensor | None) -> bool:
     try:
         return a.numel() > 0 and a.untyped_storage().data_ptr() == b.untyped_storage().data_ptr()
     except (NotImplementedError, RuntimeError):
-        return False
+        here = getattr(a, "_local_tensor", a)  # of what ranks share
+        beside = getattr(b, "_local_tensor", b)
+        return here is not None and not (here is a and beside is b) and shares_memory(here, beside)
 
 
 def name_of(what: str, spec: Spec, i: int) -> str:

@@ -10,10 +10,14 @@ from torch.nn import Buffer, Parameter
 ORDINARY = frozenset({Tensor, Parameter, Buffer})
 
 
-def is_plain(values: Iterable[object]) -> bool:
+def is_plain(values: Iterable[object], *, subclasses: bool = False) -> bool:
     """Whether nothing but the values matters: no tracing, no transform, no derivative, no subclass.
 
     Then results may go into memory that is ours, and be computed by what autograd cannot see.
+
+    Args:
+        values: tensors, and what else a function is given.
+        subclasses: whether those of `Tensor` may be among them: nothing but their values matters.
     """
     if (
         torch.compiler.is_compiling()
@@ -26,7 +30,7 @@ def is_plain(values: Iterable[object]) -> bool:
         if type(value) in ORDINARY:
             if grad and value.requires_grad:  # type: ignore[attr-defined]
                 return False
-        elif isinstance(value, Tensor):
+        elif isinstance(value, Tensor) and not (subclasses and not (grad and value.requires_grad)):
             return False
     return True
 

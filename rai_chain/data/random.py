@@ -6,6 +6,9 @@ every device.
 """
 
 import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -32,6 +35,25 @@ def stream(seed: Tensor, step: Tensor, name: str) -> Tensor:
 def leaf_key(key: Tensor, leaf: int) -> Tensor:
     """The key of one tensor, of the key of the link."""
     return mix(key + leaf)
+
+
+@contextmanager
+def drawn_at(places: Callable[[tuple[int, ...]], Tensor | None]) -> Iterator[None]:
+    """Draw for some of a tensor's elements only: a draw is a function of the place of each.
+
+    Args:
+        places: shape of a draw -> the place of each element among all of that shape, or None.
+    """
+    token = _places.set(places)
+    try:
+        yield
+    finally:
+        _places.reset(token)
+
+
+_places: ContextVar[Callable[[tuple[int, ...]], Tensor | None] | None] = ContextVar(
+    "rai_chain_places", default=None
+)
 
 
 def _place(name: str) -> int:
@@ -70,8 +92,11 @@ def uniform(key: Tensor, shape: tuple[int, ...] = (), dtype: torch.dtype = torch
     if dtype not in (torch.float32, torch.float64):
         raise ValueError(f"`dtype` must be torch.float32 or torch.float64  Got: {dtype}")
     bits = 24 if dtype == torch.float32 else 53
+    find = None if torch.compiler.is_compiling() else _places.get()
+    count = None if find is None or not shape else find(shape)
     # `& -1` changes nothing; without it inductor multiplies places itself, beyond 64 bits.
-    count = torch.arange(math.prod(shape), device=key.device).reshape(shape) & -1
+    if count is None:
+        count = torch.arange(math.prod(shape), device=key.device).reshape(shape) & -1
     return _shift(mix(key + count * _ODD), 64 - bits).to(dtype) * 2.0**-bits
 
 

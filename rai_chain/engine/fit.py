@@ -13,6 +13,7 @@ from ..data.hyper import Range, Rule, Several
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
 from .function import AmbiguousError, Definition, Rows, spread
 from .run import Run
+from .sharded import has_shards
 
 
 def must_fit(rule: Rule, value: Any) -> bool:
@@ -117,7 +118,9 @@ def _check_beside(
         return
     shape, n = tuple(leaf.shape), math.prod(leaf.shape[: rows.split(leaf)])
     try:
-        rows.value(rule, value, leaf)
+        # Of a DTensor its shape is enough.
+        beside = torch.empty(value.shape, device="meta") if has_shards([value]) else value
+        rows.value(rule, beside, leaf)
         return
     except AmbiguousError as error:
         each, aligned = error.args

@@ -16,6 +16,10 @@ from ..data.random import leaf_key, stream
 from ..data.rows import TREE, ParamNdim, in_blocks, row_dims, to_rows
 from ..data.tree import Leaves, Spec, flatten, is_container, leaves_like, present, presented
 from .run import Phase, Run, Scope, State
+from .sharded import has_shards
+from .sharded.leaves import on_shard
+from .sharded.part import Part, rows_of
+from .sharded.rounds import together
 
 # What a function may ask for, as keyword-only parameters, besides its hyperparameters.
 GIVEN = frozenset({"out", "param", "state", "step", "key", "value", "grad"})
@@ -75,6 +79,8 @@ class Rows(NamedTuple):
         With a 0-dim hyperparameter of a wider dtype torch would compute those in that.
         """
         if self.scope == "row":
+            if isinstance(leaf, Part):
+                return rows_of(leaf, self.split(leaf))
             return to_rows(leaf, self.param_ndim)
         return leaf.reshape(1) if self.scope == "element" and leaf.ndim == 0 else leaf
 
@@ -126,6 +132,11 @@ def start(d: Definition, leaves: Leaves, spec: Spec, rows: Rows) -> State:
         return {}
     if d.scope == "tree":
         return dict(d.start([leaf for leaf in leaves if leaf is not None]))
+    if d.scope == "row" and has_shards(leaves):
+        raise NotImplementedError(
+            f"`{d.name}` keeps something for each row, which leaves that ranks share must not have "
+            f"yet: make it a link of scope element or tree"
+        )
     view = rows.view if d.scope == "row" else lambda leaf: leaf
     made = [None if leaf is None else d.start(view(leaf)) for leaf in leaves]
     for leaf, own in zip(leaves, made, strict=True):
@@ -143,6 +154,10 @@ def apply(
 ) -> tuple[Leaves, State]:
     """Put leaves through the function of a link, with its values and its state."""
     if rows.joined:
+        if run.sharded:
+            raise NotImplementedError(
+                f'`param_ndim` must not be "tree" where ranks share leaves  Got: {d.name}'
+            )
         return _as_one_row(d, leaves, state, run, values)
     new_state = dict(state)
     given: dict[str, Any] = {}
@@ -155,8 +170,14 @@ def apply(
     if d.scope == "tree":
         if key is not None:
             given["key"] = leaf_key(key, run.first)
-        return _tree(d, leaves, state, new_state, run, {**values, **given}), new_state
+        given = {**values, **given}
+
+        def tree() -> Leaves:
+            return _tree(d, leaves, state, new_state, run, dict(given))
+
+        return together({0: tree})[0] if run.sharded else tree(), new_state
     per_leaf = spread(d, values, leaves, run.spec)
+    parts: dict[int, Any] = {}  # what ranks share: for all leaves together
     kept = {k: (column_of(state, k, run.spec), [None] * len(leaves)) for k in d.keys}
     out: Leaves = list(leaves)
     for i, leaf in enumerate(leaves):
@@ -177,7 +198,12 @@ def apply(
             extra["state"] = {
                 k: rows.view(old[i]) if k in d.shaped else old[i] for k, (old, _) in kept.items()
             }
-        out[i] = _leaf(d, leaf, extra, kept, run, i, rows)
+        if run.sharded and isinstance(leaf, Part):
+            parts[i] = functools.partial(_part, d, leaf, extra, kept, run, i, rows)
+        else:
+            out[i] = _leaf(d, leaf, extra, kept, run, i, rows)
+    for i, result in together(parts).items() if parts else ():
+        out[i] = result
     for k, (_, new) in kept.items():
         new_state[k] = present(new, run.spec)
     return out, new_state
@@ -319,6 +345,19 @@ def _as_one_row(
         else:
             out[i] = piece.to(out[i].dtype, copy=True)  # type: ignore[union-attr]
     return out, new_state
+
+
+def _part(d: Definition, leaf: Any, extra: Any, kept: Any, run: Run, i: int, rows: Rows) -> Tensor:
+    """One leaf that ranks share."""
+
+    def function(leaf: Any, extra: Any, kept: Any, run: Run, i: int) -> Tensor:
+        return _leaf(d, leaf, extra, kept, run, i, rows)
+
+    view: Any = rows.view(leaf)
+    here = d.scope == "element"
+    if d.scope == "row" and isinstance(view, Part):
+        here = not view.spread.axes[1].splits
+    return on_shard(function, leaf, view, extra, kept, run, i, here)
 
 
 def _tree(

@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.compiler import is_compiling
 
 from ..data.checks import check_leaves, check_shapes, check_writable, name_of
 from ..data.memory import separated
@@ -15,6 +16,9 @@ from ..data.plain import is_plain
 from ..data.rows import ParamNdim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like, unflatten
 from .chunks import Call, apply_elementwise
+from .sharded import has_shards
+from .sharded.leaves import apply_outside, run_inside
+from .sharded.part import on_parts
 
 Scope = Literal["element", "row", "leaf", "tree"]
 Phase = Literal["gradient", "step", "parameter"]
@@ -36,6 +40,7 @@ class Run:
     adds: bool = False  # the leaves are updates to add, made by a link that says so
     first: int = 0  # the place of leaf 0 among all leaves, in an optimizer with several groups
     warned: set[Any] | None = None  # of what was warned about; None where nobody warns
+    sharded: bool = False  # leaves are parts of DTensors
 
 
 def run_links(
@@ -48,6 +53,8 @@ def run_links(
     phase: Phase,
 ) -> tuple[Leaves, list[State]]:
     """Put leaves through the links of one phase."""
+    if not (run.plain or run.sharded or is_compiling()) and has_shards(leaves, run.params):
+        return run_inside(run_links, runs_plain, links, names, leaves, states, run, values, phase)  # type: ignore[no-any-return]
     leaves, states, waiting = list(leaves), list(states), []
     around = run.name
     for i, link in enumerate(links):
@@ -60,22 +67,29 @@ def run_links(
             run.adds |= link.updates
             continue
         if waiting:
-            leaves, waiting = elementwise(waiting, leaves, run.writable, run.spec), []
+            leaves, waiting = elementwise(waiting, leaves, run.writable, run.spec, run.sharded), []
         run.name = around + names[i]
         try:
-            leaves, states[i] = link.apply(leaves, states[i], run, values[i])
+            if run.sharded and not link.takes_parts:
+                leaves, states[i] = apply_outside(link, leaves, states[i], run, values[i])
+            else:
+                leaves, states[i] = link.apply(leaves, states[i], run, values[i])
         except RuntimeError:
             check_places([link], leaves, [states[i]], run, [values[i]])
             raise
         run.adds |= link.updates
     if waiting:
-        leaves = elementwise(waiting, leaves, run.writable, run.spec)
+        leaves = elementwise(waiting, leaves, run.writable, run.spec, run.sharded)
     run.name = around
     return leaves, states
 
 
-def elementwise(calls: Sequence[Call], leaves: Leaves, writable: list[bool], spec: Spec) -> Leaves:
+def elementwise(
+    calls: Sequence[Call], leaves: Leaves, writable: list[bool], spec: Spec, sharded: bool = False
+) -> Leaves:
     """All leaves through elementwise functions; an error names the leaf."""
+    if sharded:
+        return on_parts(lambda here: elementwise(calls, here, writable, spec), leaves)
     try:
         return apply_elementwise(calls, leaves, writable)
     except (TypeError, ValueError):

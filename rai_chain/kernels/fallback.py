@@ -74,11 +74,34 @@ def _keep_mask_of_chunk(rows: Tensor, k: Tensor) -> Tensor:
 def keep_mask_by_sorting(rows: Tensor, k: Tensor) -> Tensor:
     """The same without a read on the host: other devices, and the tests."""
     n, size = rows.shape
-    bits = rows.contiguous().view(BITS[rows.dtype])
-    magnitude = (bits & torch.iinfo(bits.dtype).max).clamp(max=INF[rows.dtype] + 1)
-    order = magnitude.sort(dim=1, descending=True, stable=True).indices
+    order = keys_of(rows.contiguous()).sort(dim=1, descending=True, stable=True).indices
     ranked = torch.arange(size, device=rows.device) < k.expand(n)[:, None]
     return torch.zeros_like(rows, dtype=torch.bool).scatter(1, order, ranked)
+
+
+def keys_of(rows: Tensor) -> Tensor:
+    """Integers in the order of the magnitudes, in which every NaN is alike and the largest."""
+    bits = rows.view(BITS[rows.dtype])
+    return (bits & torch.iinfo(bits.dtype).max).clamp(max=INF[rows.dtype] + 1)
+
+
+def histogram(rows: Tensor, low: Tensor, high: Tensor, shift: Tensor, bins: int) -> Tensor:
+    """How many keys of rows (N, D) are in bins of the width 2**shift from `low` on.
+
+    Returns:
+        (N, bins + 2) int64: those below `low`, those in each bin, and those from `high` on.
+    """
+    n, size = rows.shape
+    counts = rows.new_zeros(n * (bins + 2), dtype=torch.int64)
+    low, high, shift = low[:, None], high[:, None], shift[:, None]
+    row = torch.arange(n, device=rows.device)[:, None] * (bins + 2)
+    step = max(1, (CHUNK if rows.is_cpu else CHUNK << 6) // max(1, n))
+    for start in range(0, size, step):
+        keys = keys_of(rows[:, start : start + step]).long()
+        place = torch.where(keys < low, 0, 1 + ((keys - low) >> shift))
+        place = row + torch.where(keys >= high, bins + 1, place)
+        counts += torch.bincount(place.reshape(-1), minlength=len(counts))
+    return counts.view(n, bins + 2)
 
 
 # ------------------------------------------------------------------ sums and norms

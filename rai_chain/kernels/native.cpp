@@ -284,6 +284,9 @@ API int set_level(int wanted) {
     return level;
 }
 
+// How many kernels there are.
+API int kernels() { return (int)(sizeof plain::kernels / sizeof *plain::kernels); }
+
 // Returns 1 where there is no memory, else 0.
 API int run(int kernel, int dtype, const void* x, const void* center, void* y, u8* mask, i64 n,
             i64 size, const void* each, i64 step, i64 option, int threads) {
@@ -646,6 +649,28 @@ template <class F> void select(const Call& call) {  // option: k, where `each` h
     });
 }
 
+// How many keys of each row are in each of `option` bins, and before and after these how many are
+// smaller and larger; each: the first and the last key of a row and the log2 of its bins' width.
+template <class F> void histogram(const Call& call) {
+    using T = typename F::Bits;
+    using K = typename F::Key;
+    constexpr i64 part = 4096;
+    each_row(call.n, call.size, sizeof(K) * (part + 16), call.threads, [=](i64 row, void* m, int) {
+        const T* x = (const T*)call.x + row * call.size;
+        i64 *counts = (i64*)call.y + row * (call.option + 2), below = 0, inside = 0;
+        const i64* bounds = (const i64*)call.each + 3 * row;
+        K low = (K)bounds[0], width = (K)(bounds[1] - bounds[0]), *few = (K*)m;
+        for (i64 start = 0; start < call.size; start += part) {
+            i64 size = std::min(part, call.size - start);
+            i64 count = gather(x + start, size, keys_of<F>(), low, width, few, below);
+            for (i64 i = 0; i < count; i++) counts[1 + ((K)(few[i] - low) >> bounds[2])]++;
+            inside += count;
+        }
+        counts[0] = below;
+        counts[call.option + 1] = call.size - below - inside;
+    });
+}
+
 // ---------------------------------------------------------------- sums
 // In blocks of 1024 terms, filled up with zeros, the second half is added onto the first until one
 // is left; the sums of the blocks are added up in the same way.
@@ -939,8 +964,9 @@ template <class F> void sign(const Call& call) {
 }
 
 #define OF_DTYPES(name) {name<F64>, name<F32>, name<BF16>, name<F16>}
-const Kernel kernels[][4] = {OF_DTYPES(select),  OF_DTYPES(project), OF_DTYPES(norm),
-                             OF_DTYPES(rescale), OF_DTYPES(clip),    OF_DTYPES(sign)};
+const Kernel kernels[][4] = {OF_DTYPES(select), OF_DTYPES(project), OF_DTYPES(norm),
+                             OF_DTYPES(rescale), OF_DTYPES(clip), OF_DTYPES(sign),
+                             OF_DTYPES(histogram)};
 #undef OF_DTYPES
 
 }  // namespace

@@ -10,12 +10,12 @@ from torch import Tensor
 
 _DTYPES = {torch.float64: 0, torch.float32: 1, torch.bfloat16: 2, torch.float16: 3}
 _LEVELS = ("plain", "avx2", "avx512")
-_KERNELS = ("select", "project", "norm", "rescale", "clip", "sign")
+_KERNELS = ("select", "project", "norm", "rescale", "clip", "sign", "histogram")
 _INT, _LONG, _POINTER = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
 
 
 def _load() -> Any:
-    """The library at its level, or None: not built, built for another machine, or switched off."""
+    """The library at its level, or None: not built, built for other code or machines, or off."""
     wanted = os.environ.get("RAI_CHAIN_KERNELS", "")
     if wanted not in ("", "off", *_LEVELS):
         raise ValueError(
@@ -26,6 +26,8 @@ def _load() -> Any:
         loaded.run.argtypes = (
             *(_INT, _INT, *[_POINTER] * 4, _LONG, _LONG, _POINTER, _LONG, _LONG, _INT),
         )
+        if loaded.kernels() != len(_KERNELS):
+            return None
     except (OSError, AttributeError):
         return None
     loaded.set_level(_LEVELS.index(wanted) if wanted in _LEVELS else len(_LEVELS))
@@ -60,6 +62,13 @@ def keep_mask(rows: Tensor, k: Tensor) -> Tensor:
     mask = rows.new_empty(rows.shape, dtype=torch.bool)
     _run("select", rows, mask=mask, each=k.long())
     return mask
+
+
+def histogram(rows: Tensor, low: Tensor, high: Tensor, shift: Tensor, bins: int) -> Tensor:
+    """As `fallback.histogram`."""
+    counts = rows.new_zeros((rows.shape[0], bins + 2), dtype=torch.int64)
+    _run("histogram", rows, y=counts, each=torch.stack([low, high - 1, shift], 1), option=bins)
+    return counts
 
 
 def project(

@@ -25,6 +25,8 @@ def row_norm(rows: Tensor, p: float) -> Tensor:
     if is_plain((rows,)):
         return _norm(rows, p)
     norm: Tensor = _operator(rows.detach(), p)
+    if is_plain((rows,), subclasses=True):
+        return norm
     # The value is the operator's, the derivative that of n * norm(rows / n), where n is fixed.
     usual = (norm > 0) & norm.isfinite()
     unit = torch.where(usual, rows.double() / torch.where(usual, norm, 1.0), 1.0)

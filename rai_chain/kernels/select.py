@@ -1,5 +1,7 @@
 """Exact selection of the k largest magnitudes of every row: one function, and its operator."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -36,6 +38,13 @@ def keep_largest(rows: Tensor, k: int | Tensor, *, out: Tensor | None = None) ->
         return _masked(rows.detach(), mask, out)
     kept: Tensor = torch.where(mask, rows, 0)
     return kept if out is None else out.copy_(kept)
+
+
+def histogram(rows: Tensor, low: Tensor, high: Tensor, shift: Tensor, bins: int) -> Tensor:
+    """How many magnitudes of rows, as integers, are in each bin, see `fallback.histogram`."""
+    backend: Any = native if native.takes(rows) else fallback
+    counts: Tensor = backend.histogram(rows, low, high, shift, bins)
+    return counts
 
 
 def _masked(rows: Tensor, mask: Tensor, out: Tensor | None) -> Tensor:

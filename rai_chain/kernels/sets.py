@@ -33,7 +33,9 @@ def simplex(rows: Tensor, scale: Any, out: Tensor | None = None) -> Tensor:
     scale = column(scale, rows)
     if is_plain((rows, scale, out)):
         return project(rows.detach(), None, scale, SIMPLEX, out)
-    value = _operator(rows.detach(), None, scale.detach(), SIMPLEX)
+    value: Tensor = _operator(rows.detach(), None, scale.detach(), SIMPLEX)
+    if is_plain((rows, scale), subclasses=True):
+        return value
     x, active = rows.double(), value > 0
     shift = (torch.where(active, x, 0.0).sum(1, True) - scale) / count(active)
     return with_slope(value, torch.where(active, x - shift, 0.0))
@@ -53,7 +55,10 @@ def l1_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = 
     radius, center = column(radius, rows), _center(center, rows)
     if is_plain((rows, radius, center, out)):
         return project(rows.detach(), center, radius, L1, out)
-    value, outside, origin = _seen(rows, center, radius, L1)
+    value = _nearest(rows, center, radius, L1)
+    if is_plain((rows, radius, center), subclasses=True):
+        return value
+    outside, origin = _seen(value, rows, center)
     offset, active = rows.double() - origin, (value != origin) & outside
     size = offset.abs()
     shift = (torch.where(active, size, 0.0).sum(1, True) - radius) / count(active)
@@ -69,7 +74,10 @@ def l2_ball(rows: Tensor, radius: Any, center: Any = None, out: Tensor | None = 
     radius, center = column(radius, rows), _center(center, rows)
     if is_plain((rows, radius, center, out)):
         return project(rows.detach(), center, radius, L2, out)
-    value, outside, origin = _seen(rows, center, radius, L2)
+    value = _nearest(rows, center, radius, L2)
+    if is_plain((rows, radius, center), subclasses=True):
+        return value
+    outside, origin = _seen(value, rows, center)
     offset = torch.where(outside, rows.double() - origin, 1.0)
     moved = origin + offset / row_norm(offset, 2) * torch.where(outside, radius, 1.0)
     return torch.where(outside, with_slope(value, moved), rows)
@@ -129,16 +137,16 @@ def _center(center: Any, rows: Tensor) -> Tensor | None:
     return None if center is None else as_rows(center, rows)
 
 
-def _seen(
-    rows: Tensor, center: Tensor | None, radius: Tensor, kind: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """The nearest points, which rows were moved, and the center in float64."""
-    if center is None:
-        value, origin = _operator(rows.detach(), None, radius.detach(), kind), radius.new_zeros(())
-    else:
-        value = _operator(rows.detach(), center.detach(), radius.detach(), kind)
-        origin = center.double()
-    return value, (value != rows).any(1, keepdim=True), origin
+def _nearest(rows: Tensor, center: Tensor | None, radius: Tensor, kind: int) -> Tensor:
+    center = None if center is None else center.detach()
+    value: Tensor = _operator(rows.detach(), center, radius.detach(), kind)
+    return value
+
+
+def _seen(value: Tensor, rows: Tensor, center: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Which rows were moved, and the center in float64."""
+    origin = rows.new_zeros((), dtype=torch.float64) if center is None else center.double()
+    return (value != rows).any(1, keepdim=True), origin
 
 
 def count(active: Tensor) -> Tensor:

@@ -43,6 +43,7 @@ class FromTorch(Link):
     phase = "step"
     needs_params = True
     completes = True
+    takes_parts = False
     kind: type[Optimizer]
     options: dict[str, Any]
     _instance: Optimizer

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 
 from ..data.memory import are_apart, separated
-from ..data.tree import Leaves
+from ..data.tree import Leaves, leaf_names
+from ..engine.sharded import has_shards
 from .bound import Bound
 from .work import Work
 
@@ -18,6 +19,9 @@ def keep_apart(work: Sequence[tuple[Bound, Leaves]]) -> None:
         ((bound, own),) = work
         if are_apart(own, bound.params):
             return
+    for bound, own in work:
+        if has_shards(bound.params, own):
+            _place(bound, own)
     params = [p for bound, _ in work for p in bound.params]
     grads = [g for _, own in work for g in own]
     apart = separated(grads, params)
@@ -27,6 +31,15 @@ def keep_apart(work: Sequence[tuple[Bound, Leaves]]) -> None:
     for p, grad, new, (own, i) in zip(params, grads, apart, places, strict=True):
         if new is not grad:
             own[i] = p.grad = new
+
+
+def _place(bound: Bound, grads: Leaves) -> None:
+    """Cut gradients that are DTensors as their parameters are."""
+    from ..engine.sharded.leaves import settled
+
+    for i, (p, name) in enumerate(zip(bound.params, leaf_names(bound.spec), strict=True)):
+        if (new := settled(grads[i], p, f"grads{name}")) is not grads[i]:
+            grads[i] = p.grad = new
 
 
 def project(work: Sequence[Work]) -> None:

@@ -16,7 +16,7 @@ from ..data.messages import refuse_key
 from ..data.rows import check_param_ndim
 from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
 from ..engine.chunks import Call
-from ..engine.run import Phase, Run, State
+from ..engine.run import Phase, Run, State, run_links
 from .layout import Pipeline, Scheduled, at_start
 from .params import check_group, check_params, seen_by
 from .states import ENDED, STATES, Group, Keeper
@@ -237,7 +237,10 @@ class Bound:
             run.group, run.params = group, list(leaves)
             state = link.start(leaves, run, values)
             try:
-                link.apply(leaves, state, run, link.evaluate(values, state))
+                values = link.evaluate(values, state)
+                run_links(
+                    [link], [self.pipeline.names[i]], leaves, [state], run, [values], "parameter"
+                )
             except (TypeError, ValueError):
                 raise
             except Exception as error:

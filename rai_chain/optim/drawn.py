@@ -3,12 +3,15 @@
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Generator, Tensor
 
 from ..core.link import UNSET, FunctionLink
 from ..data.rows import ParamNdim
 from ..data.tree import Leaves, unflatten
 from ..engine.run import Run, State
+from ..engine.sharded.part import Part, check_alike
+from ..engine.sharded.rounds import answer
 from ..links.transforms import draw_q, top_q
 
 
@@ -41,6 +44,16 @@ class DrawnTopQ(FunctionLink):
     def draws(self, values: dict[str, Any]) -> bool:
         return False  # not from a seed
 
+    def evaluate(self, values: dict[str, Any], state: State) -> dict[str, Any]:
+        alone = not dist.is_available() or not dist.is_initialized() or dist.get_world_size() < 2
+        default = self.generator is torch.default_generator
+        if default and not alone and self.definition.draw_is_needed(values):
+            raise ValueError(
+                "`generator` must be a torch.Generator with the same seed in each process, where "
+                "there are several: else each drops other elements  Got: torch's default generator"
+            )
+        return super().evaluate(values, state)
+
     def apply(
         self, leaves: Leaves, state: State, run: Run, values: dict[str, Any]
     ) -> tuple[Leaves, State]:
@@ -50,6 +63,8 @@ class DrawnTopQ(FunctionLink):
                 values = {**values, "q": self._draw(values, seen[0]) if seen else 0.0, "dq": 0.0}
             else:
                 drawn = [None if leaf is None else self._draw(values, leaf) for leaf in leaves]
+                if run.sharded:
+                    _check_alike(drawn, leaves)
                 values = {**values, "q": unflatten(drawn, run.spec), "dq": 0.0}
         return super().apply(leaves, state, run, values)
 
@@ -57,3 +72,14 @@ class DrawnTopQ(FunctionLink):
         u = torch.rand((), generator=self.generator, device=self.generator.device)
         q = draw_q(values["q"], values["dq"], u)
         return q.item() if q.is_cpu else q.to(leaf.device)
+
+
+def _check_alike(drawn: list[Any], leaves: Leaves) -> None:
+    """Refuse draws that differ between ranks, on all that share leaves."""
+    by_mesh: dict[Any, list[Any]] = {}
+    for q, leaf in zip(drawn, leaves, strict=True):
+        if isinstance(leaf, Part):
+            by_mesh.setdefault(leaf.spread.home.mesh, [leaf]).append(q)
+    rule = "`generator` must have the same seed and state in each process"
+    for leaf, *own in by_mesh.values():
+        answer(check_alike(torch.tensor(own, dtype=torch.float64), leaf, rule))

@@ -12,7 +12,7 @@ from ..core.link import UNSET
 from ..data.hyper import REQUIRED
 from ..data.rows import TREE, to_batch
 from ..data.tree import Leaves, flatten
-from ..engine.run import Phase, Run, State
+from ..engine.run import Phase, Run, State, run_links
 from .bound import GroupRun
 from .layout import OWN, Entry, Scheduled
 from .states import Group
@@ -29,6 +29,7 @@ _ONE = flatten([None])[1]
 class Hooks(Scheduled):
     """One hook of a user's class, on the tensors of a group."""
 
+    takes_parts = False
     param_ndim: Any
     _owner: "weakref.ref[Any]"  # or the class and its link would hold each other
 
@@ -149,6 +150,6 @@ class HookMethods(Optimizer):
                     f"state, or needs the loss or the raw gradient  Got: {link!r}"
                 )
             run = GroupRun(_ONE, [param], -1, writable=[True], group=group)
-            out, _ = link.apply([leaf], {}, run, values)
+            out, _ = run_links([link], [link.names[0]], [leaf], [{}], run, [values], phase)
             if out[0] is not None and out[0] is not leaf:
                 leaf.copy_(out[0])

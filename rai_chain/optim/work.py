@@ -86,10 +86,12 @@ class Work:
         bound = self.bound
         run = bound.run(self.leaves)
         run.writable = [False] * len(self.leaves)
-        (link,) = bound.links
-        run.name, run.extra = bound.pipeline.names[0], self.extra
-        run.plain = runs_plain([*self.leaves, *bound.params], [self.values[0]])
-        new, self.states[0] = link.apply(self.leaves, self.states[0], run, self.values[0])
+        links, names, values = bound.links, bound.pipeline.names, [self.values[0]]
+        run.extra = self.extra
+        run.plain = runs_plain([*self.leaves, *bound.params], values)
+        new, (self.states[0],) = run_links(
+            links, names, self.leaves, [self.states[0]], run, values, "step"
+        )
         for p, value in zip(bound.params, new, strict=True):
             if value is not None and value is not p:
                 p.copy_(value)

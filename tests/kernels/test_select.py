@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.func import grad, jvp, vmap
 
-from rai_chain.kernels.fallback import keep_mask_by_sorting
-from rai_chain.kernels.select import keep_largest
+from rai_chain.kernels.fallback import keep_mask_by_sorting, keys_of
+from rai_chain.kernels.select import histogram, keep_largest
 
 BITS = {
     torch.float64: torch.int64,
@@ -298,3 +298,22 @@ def test_denormals_where_they_are_flushed(dtype: torch.dtype) -> None:
         assert_same_bits(keep_largest(x, 20_000), expected)
     finally:
         torch.set_flush_denormal(False)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("kind", ["normal", "zeros90", "nan", "inf", "payloads", "ladder"])
+def test_histogram_counts_each_magnitude_once(kind: str, dtype: torch.dtype) -> None:
+    rows = make(kind, (3, 5_000), dtype)
+    ordered = keys_of(rows).long().sort(1).values
+    low, high = ordered[:, 1_000].clone(), ordered[:, 4_000] + 1
+    high[0], low[1] = low[0] + 1, 0  # of one key; from the smallest on
+    shift = torch.tensor([0, 40 if dtype == torch.float64 else 20, 7])
+    shift = torch.maximum(shift, ((high - low - 1) >> 4).double().frexp().exponent)
+    counts = histogram(rows, low, high, shift, 16)
+    for row, own in enumerate(ordered):
+        expected = [int((own < low[row]).sum())]
+        for i in range(16):
+            first = int(low[row]) + (i << int(shift[row]))
+            last = min(first + (1 << int(shift[row])), int(high[row]))
+            expected.append(int(((own >= first) & (own < last)).sum()) if first < last else 0)
+        assert counts[row].tolist() == [*expected, int((own >= high[row]).sum())]

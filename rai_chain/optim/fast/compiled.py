@@ -11,6 +11,7 @@ from ...data.hyper import as_tensor
 from ...data.tree import map_leaves
 from ...engine.graph import graph_of
 from ...engine.run import Phase, Run, run_links
+from ...engine.sharded import has_shards
 from ..bound import Bound
 from ..states import Group
 from . import inside
@@ -141,6 +142,8 @@ def check_compile(optimizer: Any, bounds: Sequence[Bound]) -> None:
     if isinstance(inner, torch.optim.LBFGS):
         raise ValueError("`compile` must be False for LBFGS, which calls its closure several times")
     for bound in bounds:
+        if has_shards(bound.params):
+            raise ValueError("`compile` must be False for parameters that are DTensors")
         for name in ("fused", "foreach"):
             if bound.group.get(name):
                 raise ValueError(f"`{name}` must not be True with `compile`  Got: True")

@@ -274,10 +274,14 @@ class ParamTransformingOptimizer(Saved, HookMethods, Evaluation, Binding, Optimi
         def transformed() -> Any:
             with torch.enable_grad():
                 loss = closure()
-            self._transform(self._enter(), loss, closure)
+            self._transform_new(loss, closure)
             return loss
 
         return transformed
+
+    @grad_as_inner  # the inner optimizer calls its closure with autograd on
+    def _transform_new(self, loss: Any, closure: Any) -> None:
+        self._transform(self._enter(), loss, closure)
 
     def _enter(self, bounds: Sequence[Bound] | None = None) -> list[Work]:
         """Each group with its gradients, states and values; what can be refused is, here."""

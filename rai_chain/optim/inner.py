@@ -83,8 +83,8 @@ def grad_as_inner(step: Any) -> Any:
     off, on = torch.no_grad()(step), torch.enable_grad()(step)  # an interrupt leaves neither set
 
     @functools.wraps(step)
-    def graded(self: Any, closure: Any = None) -> Any:
-        return (on if self.defaults.get("differentiable") else off)(self, closure)
+    def graded(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return (on if self.defaults.get("differentiable") else off)(self, *args, **kwargs)
 
     return graded
 

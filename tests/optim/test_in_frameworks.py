@@ -196,8 +196,18 @@ class Foreign(torch.optim.Optimizer):
         return loss
 
 
+class Layered(Foreign):
+    """One more layer around that of hooks, as torch's compiler puts one around LBFGS."""
+
+
+Layered([torch.ones(1)])  # the first one puts hooks around the step
+_hooked = Layered.step
+Layered.step = functools.wraps(_hooked)(lambda self, closure=None: _hooked(self, closure))
+KINDS = [torch.optim.SGD, torch.optim.LBFGS, Foreign, Layered, "chain", "native"]
+
+
 @pytest.mark.parametrize("with_closure", [False, True])
-@pytest.mark.parametrize("kind", [torch.optim.SGD, torch.optim.LBFGS, Foreign, "chain", "native"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_hooks_of_all_optimizers_fire_once_a_step_and_own_ones_too(kind, with_closure):
     x = torch.ones(3, requires_grad=True)
     if kind == "native":

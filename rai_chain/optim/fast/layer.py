@@ -46,11 +46,12 @@ def bare_step(inner: Optimizer) -> Callable[..., Any]:
     bare = torchs_step(inner)
     if bare is not None:
         return functools.partial(bare, inner)
-    layered = type(inner).step
-    wrapped = getattr(layered, "__wrapped__", None) if getattr(layered, "hooked", False) else None
-    if wrapped is None or "step" in inner.__dict__:
+    if "step" in inner.__dict__:
         return inner.step
-    return functools.partial(_with_own_hooks if _has_own_hooks(inner) else _plainly, wrapped, inner)
+    step: Any = type(inner).step
+    while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
+        step = step.__wrapped__  # torch's compiler puts a layer around that of hooks
+    return functools.partial(_with_own_hooks if _has_own_hooks(inner) else _plainly, step, inner)
 
 
 def _plainly(step: Callable[..., Any], *args: Any) -> Any:

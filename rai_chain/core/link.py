@@ -34,6 +34,13 @@ from .pipeline import GradientTransformation
 class Link(GradientTransformation):
     """One link of a pipeline: the base of everything that `chain` joins.
 
+    A factory makes links; the class itself, given two functions, makes what
+    `GradientTransformation` does.
+
+    Args:
+        init: see `GradientTransformation`.
+        update: see `GradientTransformation`.
+
     Attributes:
         name: the factory's name.
         scope: what the function sees: ``"element"``, ``"row"``, ``"leaf"`` or ``"tree"``.
@@ -42,6 +49,12 @@ class Link(GradientTransformation):
         updates: whether the result is an update to add.
         trees: the keys of the state that hold a tree like the params.
         completes: the first step adds to the state that `start` makes.
+
+    Example:
+        >>> from rai_chain import Link, scale
+        >>> link = scale(0.5)
+        >>> isinstance(link, Link), link.name, link.scope, link.phase, link.values
+        (True, 'scale', 'element', 'gradient', {'grad_scale': 0.5})
     """
 
     name: str

@@ -39,6 +39,10 @@ class Wrapper(Link):
     is a dict: ``inner`` has the states of the pipelines, ``step`` counts, the rest is in `trees`
     and `once`.
 
+    Args:
+        inner: the pipeline, or a dict prefix -> pipeline.
+        options: the options by name.
+
     Attributes:
         label: the name of the link; else that of the class.
         own: the options that are hyperparameters, each with its rule.

@@ -1,0 +1,128 @@
+"""The drawn pictures of the pages: rows, scopes, and what each link does to a gradient."""
+
+import functools
+import importlib
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+TESTS = Path(__file__).parent.parent / "tests"
+COLORS = ["#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377"]
+
+
+@functools.cache
+def laws() -> Any:
+    """The tests of the links, which know a value for every hyperparameter."""
+    sys.path[:0] = [str(TESTS), str(TESTS / "links")]
+    return importlib.import_module("test_laws")
+
+
+def drawn() -> list[str]:
+    """The links that have a picture."""
+    return sorted(laws().FACTORIES)
+
+
+def sample(seed: int = 0) -> Tensor:
+    """A gradient (6, 16): a wave, noise, and rows of different size."""
+    noise = torch.randn(6, 16, generator=torch.Generator().manual_seed(seed))
+    wave = torch.sin(torch.arange(16) / 2.5) * torch.linspace(0.3, 1.5, 6)[:, None]
+    return wave + 0.35 * noise
+
+
+def before_and_after(name: str) -> Figure:
+    """What a link makes of a gradient, or of parameters: at first and, where it differs, later."""
+    tx = laws().make(name)
+    gradient = tx.phase == "gradient"
+    params = sample(9)
+    state, panels = tx.init(params), []
+    for t in range(5):
+        g = sample() + 0.3 * sample(t) if t else sample()
+        new, state = (
+            tx.update(g, state, params=params) if gradient else tx.step(params, -0.3 * g, state)
+        )
+        if t == 0:
+            panels += [("gradient" if gradient else "parameter", g if gradient else params)]
+            panels += [("after" if gradient else "after a step", new)]
+        params = params if gradient else new
+    if not gradient or ((state != () and "step" not in state) or len(state or ()) > 1):
+        panels += [("after 5 steps", new)]
+    figure = Figure(figsize=(2.7 * len(panels), 1.75), layout="constrained")
+    for ax, (title, shown) in zip(figure.subplots(1, len(panels)), panels, strict=True):
+        image(ax, shown, title)
+    return figure
+
+
+def image(ax: Axes, shown: Tensor, title: str) -> None:
+    """One matrix, blue below 0 and red above, with its largest magnitude in the title."""
+    largest = float(shown.abs().max())
+    ax.imshow(shown, cmap="RdBu_r", vmin=-(largest or 1), vmax=largest or 1, aspect="auto")
+    ax.set_title(f"{title}  (max {largest:.3g})", fontsize=9)
+    ax.set_xticks([])
+    ax.set_yticks([])
+
+
+def cells(ax: Axes, color: Callable[[int, int, int], int], title: str) -> None:
+    """A tensor (2, 2, 3), drawn as two matrices; equal colors are one row."""
+    for i in range(2):
+        for j in range(2):
+            for k in range(3):
+                x, y = k, -(j + 2.6 * i)
+                c = COLORS[color(i, j, k) % len(COLORS)]
+                shade = 0.55 if color(i, j, k) >= len(COLORS) else 1.0
+                ax.bar(x, 0.9, 0.94, bottom=y, align="edge", color=c, alpha=shade)
+    ax.set_xlim(-0.2, 3.2)
+    ax.set_ylim(-3.9, 1.3)
+    ax.set_aspect("equal")
+    ax.axis("off")
+    ax.set_title(title, fontsize=10)
+
+
+def rows() -> Figure:
+    """What is a row of a tensor (2, 2, 3), for each `param_ndim`."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    kinds: list[tuple[str, Callable[[int, int, int], int]]] = [
+        ("param_ndim=None\n1 row of 12", lambda i, j, k: 0),
+        ("-1 (default)\n2 rows of 6", lambda i, j, k: i),
+        ("-2\n4 rows of 3", lambda i, j, k: 2 * i + j),
+        ("-3\n12 rows of 1", lambda i, j, k: 6 * i + 3 * j + k),
+    ]
+    for ax, (title, color) in zip(figure.subplots(1, 4), kinds, strict=True):
+        cells(ax, color, title)
+    return figure
+
+
+def scopes() -> Figure:
+    """What one call of a link's function sees of two parameters."""
+    figure = Figure(figsize=(9, 3), layout="constrained")
+    kinds = ["elementwise", "rowwise", "leafwise", "treewise"]
+    for place, (ax, kind) in enumerate(zip(figure.subplots(1, 4), kinds, strict=True)):
+        number = 0
+        for leaf, (height, width) in enumerate([(3, 4), (1, 4)]):
+            for i in range(height):
+                for j in range(width):
+                    same = [number, i + 3 * leaf, leaf, 0][place]
+                    box = {"color": COLORS[same % len(COLORS)], "ec": "white"}
+                    ax.bar(j, 0.9, 0.94, bottom=-(i + 4 * leaf), align="edge", **box)
+                    number += 1
+        ax.text(4.2, -0.6, "weight", fontsize=8, color="gray")
+        ax.text(4.2, -3.6, "bias", fontsize=8, color="gray")
+        ax.set_xlim(-0.2, 5.9)
+        ax.set_ylim(-4.3, 1.2)
+        ax.set_aspect("equal")
+        ax.axis("off")
+        ax.set_title(kind, fontsize=10)
+    return figure
+
+
+def draw(folder: Path) -> None:
+    """Draw all of them."""
+    for name in drawn():
+        before_and_after(name).savefig(folder / f"{name}.png", dpi=100)
+    rows().savefig(folder / "rows.svg")
+    scopes().savefig(folder / "scopes.svg")

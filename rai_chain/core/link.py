@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.checks import check_leaves, check_one_device
 from ..data.hyper import Range, Several, evaluated, has_schedule, show
 from ..data.messages import told
-from ..data.rows import ParamNdim, check_param_ndim
+from ..data.rows import UNSET, ParamNdim, check_param_ndim
 from ..data.tree import (
     Leaves,
     Spec,
@@ -211,19 +211,6 @@ class Factory(Protocol):
 
     def function(self, *args: Any, **kwargs: Any) -> Any:
         """The undecorated function."""
-
-
-class _Unset:
-    """The `param_ndim` of a link that leaves it to the pipeline's home."""
-
-    def __repr__(self) -> str:
-        return "-1 or the group's"
-
-    def __reduce__(self) -> str:
-        return "UNSET"
-
-
-UNSET = _Unset()
 
 
 class Facts(NamedTuple):

@@ -120,6 +120,26 @@ def scopes() -> Figure:
     return figure
 
 
+def figures(block: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
+    """The figures of an example that no window holds, such as those of `rai_chain.plot`."""
+    from sphinx_gallery.scrapers import figure_rst
+
+    paths = []
+    for value in list(variables["example_globals"].values()):
+        loose = isinstance(value, Figure) and value.canvas.manager is None
+        if loose and value.get_label() != "shown":
+            value.set_label("shown")
+            paths.append(next(variables["image_path_iterator"]))
+            value.savefig(paths[-1], dpi=150)
+    made: str = figure_rst(paths, conf["src_dir"])
+    return made
+
+
+def _get_sg_image_scraper() -> Callable[..., str]:
+    """What sphinx-gallery asks a module for."""
+    return figures
+
+
 def draw(folder: Path) -> None:
     """Draw all of them."""
     for name in drawn():

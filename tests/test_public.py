@@ -15,7 +15,14 @@ LIMITS = re.compile(r"[<>=]|\[|\(0|at least|at most|positive|any number|above|be
 
 def described(made):
     """Argument -> what the docstring's Args says of it."""
-    found, doc = {}, inspect.getdoc(made) or ""
+    bases = made.__mro__[-2:0:-1] if inspect.isclass(made) else ()
+    found = {name: text for base in bases for name, text in described_by(base).items()}
+    return found | described_by(made)
+
+
+def described_by(made):
+    found, doc = {}, made.__doc__ or ""
+    doc = inspect.cleandoc(doc)
     section = re.search(r"^Args:\n((?:    .*\n|\n)*)", doc + "\n", flags=re.MULTILINE)
     for entry in re.split(r"\n(?=    \S)", section.group(1) if section else ""):
         head, colon, text = entry.strip().partition(":")

@@ -3,7 +3,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo test test-clients test-distributed test-versions fuzz bench wheel docs docs-check api stubs format clean
 
@@ -85,6 +85,9 @@ $(VENV)/python:
 	touch $@
 
 $(VENV)/examples: $(VENV)/python pyproject.toml constraints.txt
+	@echo "Installing torch and what the examples need into $(VENV): 1.3 GB of disk with the CPU wheel of"
+	@echo "torch, which is enough. If pip starts on a CUDA wheel (several GB), stop it and choose"
+	@echo "another index by PIP_INDEX_URL. This happens once."
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[examples]'
 	touch $@

@@ -19,7 +19,7 @@ def write() -> None:
         f"Median milliseconds a call, on {results['processor']}, {results['threads']} thread(s), "
         f"{results['date'][:10]}; "
         + ", ".join(f"{name} {version}" for name, version in results["versions"].items())
-        + ". `make bench` measures again; the README says what each work is.",
+        + ". `make bench` measures again; {doc}`speed` says what each work is.",
         "",
         "![times as multiples of one in-place pass](../benchmarks/results.png)",
         "",

@@ -90,10 +90,16 @@ def about(page: str) -> str:
     return inspect.getdoc(importlib.import_module(f"rai_chain.{page}")) or ""
 
 
+def arguments(made: Any) -> list[inspect.Parameter]:
+    """What a name is called with."""
+    is_protocol = getattr(made, "_is_protocol", False)
+    return [] if is_protocol else [*inspect.signature(made).parameters.values()]
+
+
 def signature(made: Any) -> str:
-    """The arguments with their defaults."""
+    """The arguments with their defaults; nothing of a protocol, which is not called."""
     plain = []
-    for p in inspect.signature(made).parameters.values():
+    for p in arguments(made):
         default = p.default
         if default is p.empty:
             pass

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import rai_chain
-from rai_chain import chain, clamp, error_feedback, from_torch, named_chain, partition, plot, scale
+from rai_chain import accumulate, chain, clamp, from_torch, named_chain, partition, plot, scale
 from rai_chain.core.drawing import CHAR, PAD, box_of
 
 sys.path.insert(0, str(Path(__file__).parent / "links"))
@@ -53,11 +53,11 @@ def test_no_line_leaves_the_picture(name):
 def test_every_link_of_a_pipeline_is_drawn_in_order_also_inside():
     tx = named_chain(
         ("bound", clamp(clamp_max=1.0)),
-        ("rest", error_feedback(chain(scale(2.0), rai_chain.top_k(1)))),
+        ("rest", accumulate(chain(scale(2.0), rai_chain.top_k(1)), every_k=2)),
         ("parts", partition({"a": scale(3.0), "b": scale(4.0)}, lambda path: "a")),
     )
     said = [text for text, *_ in texts(tx)]
-    parts = ["gradients", "bound: clamp(", "rest: error_feedback(", "scale(grad_scale=2.0)"]
+    parts = ["gradients", "bound: clamp(", "rest: accumulate(", "scale(grad_scale=2.0)"]
     parts += [
         "top_k(",
         "parts: partition(",

@@ -49,9 +49,7 @@ def test_a_public_name_has_an_example(name):
 @every
 def test_every_argument_is_described(name):
     made = PUBLIC[name]
-    arguments = {
-        p.name for p in inspect.signature(made).parameters.values() if p.kind is not p.VAR_KEYWORD
-    }
+    arguments = {p.name for p in names.arguments(made) if p.kind is not p.VAR_KEYWORD}
     missing = arguments - set(described(made)) - {"self"}
     assert not missing, f"{name} does not say what {sorted(missing)} are"
 

@@ -7,6 +7,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parent), str(HERE)]
 
 import latex2mathml.converter  # noqa: E402
+import peers  # noqa: E402
 import reference  # noqa: E402
 import table  # noqa: E402
 from docutils.nodes import SkipNode  # noqa: E402
@@ -63,3 +64,4 @@ def setup(app):
     )
     reference.write()
     table.write()
+    peers.write()

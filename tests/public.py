@@ -1,4 +1,5 @@
-"""Writes tests/api.txt, the public names and signatures: `make api`."""
+"""Writes tests/api.txt, the public names and signatures, and docs/same, those that peers have too:
+`make api`."""
 
 import pathlib
 import sys
@@ -6,8 +7,10 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the checkout that this lies in
 import names  # noqa: E402
+import peers  # noqa: E402
 
 FILE = ROOT / "tests" / "api.txt"
+SAME = ROOT / "docs" / "same"
 
 
 def api() -> str:
@@ -19,3 +22,5 @@ def api() -> str:
 
 if __name__ == "__main__":
     FILE.write_text(api())
+    for file in SAME.glob("*.txt"):
+        file.write_text(peers.listed(file.stem))

@@ -42,7 +42,7 @@ sphinx_gallery_conf = {
     "min_reported_time": 1e9,
     "write_computation_times": False,
     "image_srcset": ["2x"],
-    "image_scrapers": ("matplotlib", "pictures"),
+    "image_scrapers": ("pictures", "matplotlib"),
 }
 
 

@@ -58,11 +58,11 @@ def before_and_after(name: str) -> Figure:
     return figure
 
 
-def image(ax: Axes, shown: Tensor, title: str) -> None:
+def image(ax: Axes, shown: Tensor, title: str, fontsize: int = 9) -> None:
     """One matrix, blue below 0 and red above, with its largest magnitude in the title."""
     largest = float(shown.abs().max())
     ax.imshow(shown, cmap="RdBu_r", vmin=-(largest or 1), vmax=largest or 1, aspect="auto")
-    ax.set_title(f"{title}  (max {largest:.3g})", fontsize=9)
+    ax.set_title(f"{title}  (max {largest:.3g})", fontsize=fontsize)
     ax.set_xticks([])
     ax.set_yticks([])
 
@@ -126,9 +126,10 @@ def figures(block: Any, variables: dict[str, Any], conf: dict[str, Any]) -> str:
 
     paths = []
     for value in list(variables["example_globals"].values()):
-        loose = isinstance(value, Figure) and value.canvas.manager is None
-        if loose and value.get_label() != "shown":
-            value.set_label("shown")
+        if not isinstance(value, Figure) or value.get_label() == "shown":
+            continue
+        value.set_label("shown")
+        if value.canvas.manager is None:  # else the scraper of pyplot's figures takes it
             paths.append(next(variables["image_path_iterator"]))
             value.savefig(paths[-1], dpi=150)
     made: str = figure_rst(paths, conf["src_dir"])

@@ -15,13 +15,14 @@ from matplotlib.pyplot import figure
 
 links = [n for n in pictures.drawn() if pictures.laws().make(n).phase == "gradient"]
 gradient = params = pictures.sample()
-columns = 5
+columns = 4
 rows = math.ceil((len(links) + 1) / columns)
-shown = figure(figsize=(11, 1.35 * rows), layout="constrained")
+shown = figure(figsize=(11, 1.3 * rows), layout="constrained")
 axes = shown.subplots(rows, columns).flat
 pictures.image(next(axes), gradient, "the gradient")
 for name in links:
     tx = pictures.laws().make(name)
-    pictures.image(next(axes), tx.update(gradient, tx.init(params), params=params)[0], name)
+    new, _ = tx.update(gradient, tx.init(params), params=params)
+    pictures.image(next(axes), new, name, fontsize=8)
 for ax in axes:
     ax.axis("off")

@@ -15,7 +15,7 @@ from rai_chain import sparsity as share_of_zeros
 # Three records: the norm before and after clipping, and how sparse the gradient is then.
 tx = chain(
     record("norm", global_norm),
-    clip_by_global_norm(10.0),
+    clip_by_global_norm(2.0),
     record("norm, clipped", global_norm),
     top_q(lambda step: 0.9 - 0.009 * step, param_ndim=None),
     record("share of zeros", share_of_zeros),

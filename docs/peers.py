@@ -101,7 +101,7 @@ def differences() -> dict[str, str]:
 
 def listed(page: str) -> str:
     """What the page includes: the names that are the same, in the words of the page."""
-    return ", ".join(f"`{name}`" for name in same(page)) + ".\n"
+    return ",\n".join(f"`{name}`" for name in same(page)) + ".\n"
 
 
 def write() -> None:

@@ -35,6 +35,12 @@ def sample(seed: int = 0) -> Tensor:
     return wave + 0.35 * noise
 
 
+def asked(tx: Any, gradient: Tensor) -> dict[str, Any]:
+    """The inputs that a link asks for by name."""
+    given = {"value": torch.tensor(1.0), "grad": gradient, "grad_fn": lambda tree: gradient}
+    return {name: given[name] for name in tx.needs}
+
+
 def before_and_after(name: str) -> Figure:
     """What a link makes of a gradient, or of parameters: at first and, where it differs, later."""
     tx = laws().make(name)
@@ -43,8 +49,11 @@ def before_and_after(name: str) -> Figure:
     state, panels = tx.init(params), []
     for t in range(5):
         g = sample() + 0.3 * sample(t) if t else sample()
+        given = asked(tx, g)
         new, state = (
-            tx.update(g, state, params=params) if gradient else tx.step(params, -0.3 * g, state)
+            tx.update(g, state, params=params, **given)
+            if gradient
+            else tx.step(params, -0.3 * g, state, **given)
         )
         if t == 0:
             panels += [("gradient" if gradient else "parameter", g if gradient else params)]

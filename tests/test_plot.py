@@ -13,8 +13,9 @@ import rai_chain
 from rai_chain import accumulate, chain, clamp, from_torch, named_chain, partition, plot, scale
 from rai_chain.core.drawing import CHAR, PAD, box_of
 
-sys.path.insert(0, str(Path(__file__).parent / "links"))
-from test_laws import FACTORIES, make
+sys.path[:0] = [str(Path(__file__).parent / "links"), str(Path(__file__).parents[1] / "docs")]
+import pictures  # noqa: E402
+from test_laws import FACTORIES, make  # noqa: E402
 
 every = pytest.mark.parametrize("name", sorted(FACTORIES))
 SVG = "{http://www.w3.org/2000/svg}"
@@ -160,6 +161,12 @@ def test_what_is_below_zero_is_drawn_from_blue_to_red_around_zero():
 def test_wrong_calls_are_refused_in_words(call, text):
     with pytest.raises((TypeError, ValueError), match=text):
         call()
+
+
+@every
+def test_the_pages_can_draw_what_a_link_does(name):
+    tx, g = make(name), pictures.sample()
+    assert tx.needs <= pictures.asked(tx, g).keys()
 
 
 def test_the_picture_of_the_readme_is_what_is_drawn():

@@ -6,12 +6,23 @@ The same loop with three pipelines, each within a ball of its own norm: what it 
 """
 
 import torch
-from matplotlib.pyplot import figure
 from sklearn.datasets import load_digits
 from torch.func import grad
 from torch.nn.functional import cross_entropy
 
-from rai_chain import box, chain, l1_ball, l2_ball, linf_ball, normalize, scale, sgd, sign, top_q
+from rai_chain import (
+    box,
+    chain,
+    l1_ball,
+    l2_ball,
+    linf_ball,
+    normalize,
+    plot,
+    scale,
+    sgd,
+    sign,
+    top_q,
+)
 
 digits = load_digits()
 images = torch.tensor(digits.data / 16, dtype=torch.float32)
@@ -37,15 +48,21 @@ attacks = {
     "L2": chain(normalize(2), scale(0.2), l2_ball(1.2, x), box(0.0, 1.0)),
     "L-infinity": chain(sign(), scale(0.03), linf_ball(0.15, x), box(0.0, 1.0)),
 }
-shown = figure(figsize=(9, 2.6), layout="constrained")
-axes = shown.subplots(1, 4)
-axes[0].imshow(x.view(8, 8), cmap="gray_r", vmin=0, vmax=1)
-axes[0].set_title(f"a digit {int(y)}")
-for ax, (name, tx) in zip(axes[1:], attacks.items(), strict=True):
+
+# %%
+# One of them, drawn: what each link sees.
+attacks["L1"]
+
+# %%
+# The digit, and what each attack makes of it.
+found = {"none": x}
+for name, tx in attacks.items():
     new, state = x, tx.init(x)
     for _ in range(20):
         new, state = tx.step(new, grad(loss, 1)(w, new, y), state)
-    ax.imshow((new - x).view(8, 8), cmap="RdBu_r", vmin=-1, vmax=1)
-    ax.set_title(f"{name}: now a {int((new @ w).argmax())}")
-for ax in axes:
-    ax.axis("off")
+    found[name] = new
+images = torch.cat(list(found.values())).view(-1, 8, 8)
+figure = plot.images(
+    {"image": images, "change": images - images[0]},
+    titles=[f"{name}: a {int((new @ w).argmax())}" for name, new in found.items()],
+)

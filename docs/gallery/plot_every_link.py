@@ -22,7 +22,8 @@ axes = shown.subplots(rows, columns).flat
 pictures.image(next(axes), gradient, "the gradient")
 for name in links:
     tx = pictures.laws().make(name)
-    new, _ = tx.update(gradient, tx.init(params), params=params)
+    given = pictures.asked(tx, gradient)
+    new, _ = tx.update(gradient, tx.init(params), params=params, **given)
     pictures.image(next(axes), new, name, fontsize=8)
 for ax in axes:
     ax.axis("off")

@@ -69,8 +69,9 @@ def broken(pages: dict[Path, Page]) -> list[str]:
     return wrong
 
 
-PROBE = """<!doctype html><iframe id=f style="border:0;width:{width}px;height:{height}px"
-src="{src}"></iframe><pre id=out>waiting</pre><script>
+PROBE = """<!doctype html><style>body{{margin:0}}</style>
+<iframe id=f style="border:0;width:{width}px;height:{height}px" src="{src}"></iframe>
+<pre id=out>waiting</pre><script>
 f.onload = () => {{ const d = f.contentDocument, e = d.documentElement;
 out.textContent = JSON.stringify({{wide: e.scrollWidth - e.clientWidth, missing:
 [...d.images].filter(i => i.loading != "lazy" && !i.naturalWidth).map(i => i.src)}}) }}</script>"""
@@ -91,27 +92,11 @@ def see(chromium: str, path: Path, width: str, dark: bool) -> list[str]:
         ]
         probe = Path(profile) / "probe.html"
         probe.write_text(PROBE.format(width=columns, height=height, src=path.as_uri()))
-        dumped = subprocess.run(
-            [chromium, *options, "--dump-dom", probe.as_uri()],
-            capture_output=True,
-            text=True,
-            timeout=90,
-        )
         shade = "dark" if dark else "light"
-        picture = SEEN / f"{name}-{width}-{shade}.png"
-        probe.write_text(
-            PROBE.format(width=columns, height=height, src=path.as_uri()).replace(
-                "<!doctype html>", "<!doctype html><style>body{margin:0}</style>"
-            )
-        )
-        subprocess.run(
-            [
-                chromium,
-                *options,
-                f"--window-size={max(columns, 500)},{height}",
-                f"--screenshot={picture}",
-                probe.as_uri(),
-            ],
+        window = f"--window-size={max(columns, 500)},{height}"
+        picture = f"--screenshot={SEEN / f'{name}-{width}-{shade}.png'}"
+        dumped = subprocess.run(
+            [chromium, *options, window, picture, "--dump-dom", probe.as_uri()],
             capture_output=True,
             text=True,
             timeout=90,

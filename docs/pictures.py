@@ -35,6 +35,11 @@ def sample(seed: int = 0) -> Tensor:
     return wave + 0.35 * noise
 
 
+def parameters(tx: Any) -> Tensor:
+    """What the gradient is of: one row for a link that takes a gradient for each example."""
+    return sample(9)[0] if tx.reduces else sample(9)
+
+
 def asked(tx: Any, gradient: Tensor) -> dict[str, Any]:
     """The inputs that a link asks for by name."""
     given = {"value": torch.tensor(1.0), "grad": gradient, "grad_fn": lambda tree: gradient}
@@ -45,7 +50,7 @@ def before_and_after(name: str) -> Figure:
     """What a link makes of a gradient, or of parameters: at first and, where it differs, later."""
     tx = laws().make(name)
     gradient = tx.phase == "gradient"
-    params = sample(9)
+    params = parameters(tx)
     state, panels = tx.init(params), []
     for t in range(5):
         g = sample() + 0.3 * sample(t) if t else sample()
@@ -69,6 +74,7 @@ def before_and_after(name: str) -> Figure:
 
 def image(ax: Axes, shown: Tensor, title: str, fontsize: int = 9) -> None:
     """One matrix, blue below 0 and red above, with its largest magnitude in the title."""
+    shown = shown.reshape(-1, shown.shape[-1])
     largest = float(shown.abs().max())
     ax.imshow(shown, cmap="RdBu_r", vmin=-(largest or 1), vmax=largest or 1, aspect="auto")
     ax.set_title(f"{title}  (max {largest:.3g})", fontsize=fontsize)

@@ -14,7 +14,7 @@ import pictures
 from matplotlib.pyplot import figure
 
 links = [n for n in pictures.drawn() if pictures.laws().make(n).phase == "gradient"]
-gradient = params = pictures.sample()
+gradient = pictures.sample()
 columns = 4
 rows = math.ceil((len(links) + 1) / columns)
 shown = figure(figsize=(11, 1.3 * rows), layout="constrained")
@@ -22,7 +22,7 @@ axes = shown.subplots(rows, columns).flat
 pictures.image(next(axes), gradient, "the gradient")
 for name in links:
     tx = pictures.laws().make(name)
-    given = pictures.asked(tx, gradient)
+    given, params = pictures.asked(tx, gradient), pictures.parameters(tx)
     new, _ = tx.update(gradient, tx.init(params), params=params, **given)
     pictures.image(next(axes), new, name, fontsize=8)
 for ax in axes:

@@ -179,6 +179,7 @@ elementwise = Decorator(
         updates: whether the result is an update to add, as `scale_by_learning_rate` makes it;
             an optimizer then adds it rather than descend.
         selects: of a link that sees rows, see `rowwise`; nothing is asked of another.
+        reduces: of a link that sees the tree, see `treewise`; False for another.
 
     Returns:
         A factory: hyperparameters -> `GradientTransformation`.
@@ -208,7 +209,7 @@ rowwise = Decorator(
             A tensor hyperparameter shaped like the leaf arrives as rows too, one with a value for
             each row as (N, 1). Of many rows it sees some at a time, with their own part of such a
             hyperparameter. Under ``param_ndim="tree"`` it sees all leaves as one row.
-        phase, state, check, draws, updates: as in `elementwise`.
+        phase, state, check, draws, updates, reduces: as in `elementwise`.
         selects: ``(values, D) -> how many of the D elements of a row remain at most``. A leaf of
             which nothing would remain is warned about when the state is made.
 
@@ -235,7 +236,7 @@ leafwise = Decorator(
 
     Args:
         function: like that of `elementwise`, but its elements may see each other.
-        phase, state, check, draws, updates, selects: as in `elementwise`.
+        phase, state, check, draws, updates, selects, reduces: as in `elementwise`.
 
     Returns:
         A factory: hyperparameters -> `GradientTransformation`.

@@ -1,11 +1,11 @@
 # make demo | make test | make test-clients | make test-distributed | make test-versions | make fuzz |
-# make bench [QUICK=1] | make wheel: each makes the environment it needs.
+# make bench [QUICK=1] | make wheel | make docs: each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-clients test-distributed test-versions fuzz bench wheel stubs format clean
+.PHONY: demo test test-clients test-distributed test-versions fuzz bench wheel docs docs-check api stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/attacks.py
@@ -54,6 +54,19 @@ wheel: $(VENV)/build
 	$(VENV)/wheel/bin/python -m pip install --quiet -c constraints.txt dist/*.whl
 	cd $(VENV)/wheel && bin/python -W error::RuntimeWarning -c "$(USE_WHEEL)"
 
+docs: $(VENV)/docs
+	rm -rf docs/_build docs/api docs/pictures docs/benchmarks.md
+	$(BIN)/python -m sphinx -W --keep-going -q docs docs/_build/html
+	@echo open docs/_build/html/index.html
+
+# Needs Chromium (Debian: apt install chromium), or CHROMIUM=/path/to/it.
+docs-check: docs
+	$(BIN)/python docs/check.py
+
+# The public names and signatures; a test fails where they differ from the package.
+api: $(VENV)/test
+	$(BIN)/python tests/public.py
+
 # The stubs say what decorators and declarations make; a test sees that they are current.
 stubs: $(VENV)/test
 	$(BIN)/python tests/stubs.py
@@ -65,13 +78,16 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info out rai_chain/kernels/*.so
+	rm -rf $(VENV) build dist *.egg-info out docs/_build rai_chain/kernels/*.so
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)
 	touch $@
 
 $(VENV)/examples: $(VENV)/python pyproject.toml constraints.txt
+	@echo "Installing torch and what the examples need into $(VENV): 1.3 GB of disk with the CPU wheel of"
+	@echo "torch, which is enough. If pip starts on a CUDA wheel (several GB), stop it and choose"
+	@echo "another index by PIP_INDEX_URL. This happens once."
 	$(PIP) torch==2.13.0
 	$(PIP) -e '.[examples]'
 	touch $@
@@ -87,6 +103,10 @@ $(VENV)/clients/ready: tests/clients/requirements.txt pyproject.toml constraints
 
 $(VENV)/build: $(VENV)/python
 	$(PIP) build twine
+	touch $@
+
+$(VENV)/docs: $(VENV)/examples
+	$(PIP) -e '.[docs]'
 	touch $@
 
 # rai-toolbox is what the tests compare with; its own dependencies would replace torch.

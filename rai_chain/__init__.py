@@ -1,6 +1,6 @@
 """Functional gradient transforms for PyTorch: pure links, composed by `chain`, in three homes."""
 
-from . import attacks, optim, perturbations, random, solve
+from . import attacks, optim, perturbations, plot, random, solve
 from .core import compiled as _compiled  # noqa: F401  (what `compile` makes)
 from .core.chain import chain, named_chain
 from .core.define import elementwise, leafwise, rowwise, treewise
@@ -269,6 +269,7 @@ __all__ = [
     "perturbations",
     "piecewise_constant_schedule",
     "piecewise_interpolate_schedule",
+    "plot",
     "polyak_sgd",
     "polynomial_schedule",
     "prodigy",

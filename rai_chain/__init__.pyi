@@ -7,6 +7,7 @@ from torch import Tensor
 from . import attacks as attacks
 from . import optim as optim
 from . import perturbations as perturbations
+from . import plot as plot
 from . import random as random
 from . import solve as solve
 from .core.chain import chain as chain

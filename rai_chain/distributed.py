@@ -12,6 +12,8 @@ from .core.link import FunctionLink, Link
 from .core.pipeline import GradientTransformation
 from .data.rows import TREE
 
+__all__ = ["PipelineState", "pipeline_hook"]
+
 
 class PipelineState:
     """A pipeline with its state for each parameter, as `pipeline_hook` needs it.
@@ -23,6 +25,13 @@ class PipelineState:
 
     Raises:
         ValueError: a link of the pipeline sees all parameters together, or is no link of gradients.
+
+    Example:
+        >>> import rai_chain as rc
+        >>> model = torch.nn.Linear(2, 1)
+        >>> state = PipelineState(rc.error_feedback(rc.top_k(1)), model.named_parameters())
+        >>> list(state.state_dict())
+        ['weight', 'bias']
     """
 
     def __init__(

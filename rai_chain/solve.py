@@ -18,6 +18,8 @@ from .data.plain import is_differentiated, is_plain
 from .data.random import check_seed, stream
 from .data.tree import Tree, flatten, leaves_like, map_leaves, unflatten
 
+__all__ = ["Solution", "maximize", "minimize"]
+
 Stop = Callable[[Tree, Tensor], Tensor]
 Function = Callable[[Tree], Tensor]
 
@@ -25,12 +27,19 @@ Function = Callable[[Tree], Tensor]
 class Solution(NamedTuple):
     """What `minimize` and `maximize` found.
 
-    Attributes:
+    Args:
         x: a tree like `x0`.
         values: the function there, one number for each example.
         history: the function at every point that was visited, (visits, ...): `steps` + 1 for each
             run, less where all examples stopped. ``plt.plot(history)`` draws a line for each
             example, ``history.cummin(0).values`` is the best so far.
+
+    Example:
+        >>> import torch
+        >>> from rai_chain import sgd
+        >>> x, values, history = minimize(lambda x: x**2, torch.tensor(1.0), sgd(0.25), steps=1)
+        >>> x, values, history
+        (tensor(0.5000), tensor(0.2500), tensor([1.0000, 0.2500]))
     """
 
     x: Tree

@@ -11,10 +11,10 @@ from torch import Tensor
 from ..data.hyper import plain, rules_of, shown_type
 from ..data.messages import arguments, told
 from ..data.random import check_seed
-from ..data.rows import ParamNdim
+from ..data.rows import UNSET, ParamNdim
 from ..engine.function import GIVEN, Definition
 from ..engine.run import PHASES, Phase, Scope
-from .link import UNSET, Factory, FunctionLink
+from .link import Factory, FunctionLink
 
 State = Callable[..., dict[str, Tensor]]
 Check = Callable[[dict[str, Any]], None]
@@ -178,6 +178,8 @@ elementwise = Decorator(
         draws: the hyperparameter that switches drawing off when it is the number 0.
         updates: whether the result is an update to add, as `scale_by_learning_rate` makes it;
             an optimizer then adds it rather than descend.
+        selects: of a link that sees rows, see `rowwise`; nothing is asked of another.
+        reduces: of a link that sees the tree, see `treewise`; False for another.
 
     Returns:
         A factory: hyperparameters -> `GradientTransformation`.
@@ -207,7 +209,7 @@ rowwise = Decorator(
             A tensor hyperparameter shaped like the leaf arrives as rows too, one with a value for
             each row as (N, 1). Of many rows it sees some at a time, with their own part of such a
             hyperparameter. Under ``param_ndim="tree"`` it sees all leaves as one row.
-        phase, state, check, draws, updates: as in `elementwise`.
+        phase, state, check, draws, updates, reduces: as in `elementwise`.
         selects: ``(values, D) -> how many of the D elements of a row remain at most``. A leaf of
             which nothing would remain is warned about when the state is made.
 
@@ -234,7 +236,7 @@ leafwise = Decorator(
 
     Args:
         function: like that of `elementwise`, but its elements may see each other.
-        phase, state, check, draws, updates: as in `elementwise`.
+        phase, state, check, draws, updates, selects, reduces: as in `elementwise`.
 
     Returns:
         A factory: hyperparameters -> `GradientTransformation`.
@@ -260,7 +262,7 @@ treewise = Decorator(
     Args:
         function: like that of `elementwise`, but of the list of all leaves that are not None,
             and returns such a list. `param` is then a list too, and `state` any dict of tensors.
-        phase, state, check, draws, updates: as in `elementwise`; `state` gets the list.
+        phase, state, check, draws, updates, selects: as in `elementwise`; `state` gets the list.
         reduces: whether it takes leaves (N, ...), one entry for each example, and makes of each
             one without that dimension. It is then the first link of a pure pipeline.
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.checks import check_leaves, check_one_device
 from ..data.hyper import Range, Several, evaluated, has_schedule, show
 from ..data.messages import told
-from ..data.rows import ParamNdim, check_param_ndim
+from ..data.rows import UNSET, ParamNdim, check_param_ndim
 from ..data.tree import (
     Leaves,
     Spec,
@@ -34,6 +34,8 @@ from .pipeline import GradientTransformation
 class Link(GradientTransformation):
     """One link of a pipeline: the base of everything that `chain` joins.
 
+    A factory makes links; the class itself makes what `GradientTransformation` makes.
+
     Attributes:
         name: the factory's name.
         scope: what the function sees: ``"element"``, ``"row"``, ``"leaf"`` or ``"tree"``.
@@ -41,7 +43,14 @@ class Link(GradientTransformation):
         values: hyperparameter -> value.
         updates: whether the result is an update to add.
         trees: the keys of the state that hold a tree like the params.
+        once: the keys that hold something once.
         completes: the first step adds to the state that `start` makes.
+
+    Example:
+        >>> from rai_chain import Link, scale
+        >>> link = scale(0.5)
+        >>> isinstance(link, Link), link.name, link.scope, link.phase, link.values
+        (True, 'scale', 'element', 'gradient', {'grad_scale': 0.5})
     """
 
     name: str
@@ -52,6 +61,7 @@ class Link(GradientTransformation):
     needs: frozenset[str] = frozenset()  # named inputs
     updates: bool = False
     trees: frozenset[str] = frozenset()
+    once: frozenset[str] = frozenset()
     completes: bool = False
     reduces: bool = False  # the leaves that come in are (N, ...), one entry for each example
     takes_parts: bool = True  # of DTensors, see `engine.sharded`; else it gets these themselves
@@ -125,6 +135,10 @@ class Link(GradientTransformation):
     def keeps(self, values: dict[str, Any]) -> bool:
         """Whether there is a state with these values."""
         return True
+
+    def counters(self, values: dict[str, Any]) -> frozenset[str]:
+        """The scalars that the state holds besides `trees` and `once`."""
+        return frozenset()
 
     def lacks(self, once: Any, values: dict[str, Any]) -> bool:
         """Whether what is kept once, as it was saved, is not all that these values need."""
@@ -200,19 +214,6 @@ class Factory(Protocol):
         """The undecorated function."""
 
 
-class _Unset:
-    """The `param_ndim` of a link that leaves it to the pipeline's home."""
-
-    def __repr__(self) -> str:
-        return "-1 or the group's"
-
-    def __reduce__(self) -> str:
-        return "UNSET"
-
-
-UNSET = _Unset()
-
-
 class Facts(NamedTuple):
     """What follows from the hyperparameters of a link, known once for its own."""
 
@@ -248,7 +249,8 @@ class FunctionLink(Link):
         self.name, self.scope, self.phase, self.updates = d.name, d.scope, d.phase, d.updates
         self.needs_params = self.phase != "gradient" or "param" in d.given
         self.needs, self.reduces = d.given & {"value", "grad"}, d.reduces
-        self.trees = frozenset() if d.scope == "tree" else d.keys
+        empty: frozenset[str] = frozenset()
+        self.trees, self.once = (empty, d.keys) if d.scope == "tree" else (d.keys, empty)
         if check:
             self.check_values(values)
         if param_ndim is not UNSET:
@@ -353,15 +355,13 @@ class FunctionLink(Link):
         return Facts(scheduled, counters, fitting, draws)
 
     def counters(self, values: dict[str, Any]) -> frozenset[str]:
-        """The scalars that the state holds besides what the function keeps."""
         return self.facts(values).counters
 
     def keeps(self, values: dict[str, Any]) -> bool:
         return bool(self.definition.keys or self.counters(values))
 
     def lacks(self, once: Any, values: dict[str, Any]) -> bool:
-        kept = self.definition.keys - self.trees
-        return not self.counters(values) | kept <= set(once or ())
+        return not self.counters(values) | self.once <= set(once or ())
 
     def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:
         device = next((leaf.device for leaf in leaves if leaf is not None), torch.device("cpu"))

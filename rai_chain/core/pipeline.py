@@ -16,19 +16,21 @@ from ..data.memory import written
 from ..data.messages import refuse_key, told
 from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
 from ..engine.run import Run, State, apart, check_inplace, named_inputs, run_links, runs_plain
+from .drawing import Drawn
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
 Keys = list[dict[str, str]]  # for each link: hyperparameter -> key
 Values = list[dict[str, Any]]  # for each link: hyperparameter -> value
 
 
-class GradientTransformation(torchopt.base.GradientTransformation):
+class GradientTransformation(Drawn, torchopt.base.GradientTransformation):
     """A pipeline of links that owns no state: the pair ``(init, update)``, and `step`.
 
-    Made by a link factory (``clamp(clamp_max=1.0)``) or by `chain`; or, as in optax, of two
-    functions ``init(params) -> state`` and ``update(updates, state, params) -> (updates, state)``.
-    TorchOpt accepts it, as it is a ``torchopt.base.GradientTransformation``; it pickles,
-    deep-copies and prints.
+    Made by a link factory or by `chain`; or, as in optax, of two functions. TorchOpt accepts it.
+
+    Args:
+        init: ``init(params) -> state``.
+        update: ``update(updates, state, params) -> (updates, state)``.
 
     Attributes:
         links: the links, in order, nested chains flattened.
@@ -40,8 +42,6 @@ class GradientTransformation(torchopt.base.GradientTransformation):
         >>> import torch
         >>> from rai_chain import chain, clamp, scale
         >>> tx = chain(clamp(clamp_max=1.0), scale(0.5))
-        >>> tx
-        chain(clamp(clamp_min=None, clamp_max=1.0), scale(grad_scale=0.5))
         >>> tx.hyperparams
         {'clamp_min': None, 'clamp_max': 1.0, 'grad_scale': 0.5}
         >>> state = tx.init(torch.zeros(2))

@@ -39,6 +39,10 @@ class Wrapper(Link):
     is a dict: ``inner`` has the states of the pipelines, ``step`` counts, the rest is in `trees`
     and `once`.
 
+    Args:
+        inner: the pipeline, or a dict prefix -> pipeline.
+        options: the options by name.
+
     Attributes:
         label: the name of the link; else that of the class.
         own: the options that are hyperparameters, each with its rule.
@@ -70,7 +74,6 @@ class Wrapper(Link):
     label: ClassVar[str]
     own: ClassVar[Mapping[str, Rule]] = {}
     trees: frozenset[str] = frozenset()
-    once: frozenset[str] = frozenset()
     ticks: bool = True
     options: dict[str, Any]
     _known: dict[str, Any]  # what each pipeline saw of the last tree
@@ -198,7 +201,7 @@ class Wrapper(Link):
     # ------------------------------------------------------------------ the link
 
     def keeps(self, values: dict[str, Any]) -> bool:
-        own, inside = self.trees or self.once or self._counts(values), self._inside(values)
+        own, inside = self.trees or self.once or self.counters(values), self._inside(values)
         return bool(own) or any(
             link.keeps(mine)
             for prefix, t in self.inners.items()
@@ -207,7 +210,7 @@ class Wrapper(Link):
 
     def lacks(self, once: Any, values: dict[str, Any]) -> bool:
         once = once or {}
-        own = {*self.once, *(["step"] if self._counts(values) else [])}
+        own = self.once | self.counters(values)
         inside = self._inside(values)
         return not own <= set(once) or any(
             link.keeps(mine) and link.lacks(once.get("inner", {}).get(f"{prefix}{name}"), mine)
@@ -215,9 +218,9 @@ class Wrapper(Link):
             for name, link, mine in zip(inner.names, inner.links, inside[prefix], strict=True)
         )
 
-    def _counts(self, values: dict[str, Any]) -> bool:
-        """Whether the state has a step."""
-        return self.ticks or any(has_schedule(values[name]) for name in self.own)
+    def counters(self, values: dict[str, Any]) -> frozenset[str]:
+        counts = self.ticks or any(has_schedule(values[name]) for name in self.own)
+        return frozenset({"step"} if counts else ())
 
     def check_values(self, values: dict[str, Any]) -> None:
         for name, rule in self.own.items():
@@ -244,14 +247,14 @@ class Wrapper(Link):
                 link.check_devices(own, mine, part)
 
     def meets(self, values: dict[str, Any], run: Run) -> bool:
-        return bool(self.once) or self._counts(values)
+        return bool(self.once | self.counters(values))
 
     def fresh(self, leaves: Leaves, spec: Spec) -> State:
         made = self.begin(leaves, spec)
         return {**made, **self.columns(made, spec)}
 
     def check_state(self, state: State, leaves: Leaves, spec: Spec) -> None:
-        names = {"inner", *self.trees, *self.once, *(["step"] if self._counts(self.values) else [])}
+        names = {"inner", *self.trees, *self.once, *self.counters(self.values)}
         inside = state.get("inner") if isinstance(state, dict) else None
         if not isinstance(inside, dict) or set(state) != names or set(inside) != set(self.inners):
             raise ValueError(f"`state` must be the state of {self!r}  Got: {told(state)}")
@@ -309,7 +312,7 @@ class Wrapper(Link):
             mine, part = self._part(prefix, leaves, run)
             rows = zip(inner.links, inside[prefix], strict=True)
             state["inner"][prefix] = inner.pack([k.start(mine, part, v) for k, v in rows])
-        if self._counts(values):
+        if self.counters(values):
             state["step"] = torch.zeros((), dtype=torch.int64, device=device_of(leaves))
         return {**state, **self.begin(leaves, run.spec)}
 

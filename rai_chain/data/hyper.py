@@ -108,7 +108,16 @@ class Range:
 
 @dataclass(frozen=True)
 class Flag:
-    """A structural choice: a Python bool, or one of the given strings."""
+    """A structural choice: a Python bool, or one of the given strings.
+
+    Args:
+        choices: what is allowed: ``(False, True)``, or strings.
+
+    Example:
+        >>> Flag(("mean", "sum")).check("reduce", "max")
+        Traceback (most recent call last):
+        ValueError: `reduce` must be one of 'mean', 'sum'  Got: 'max'
+    """
 
     choices: tuple[Any, ...] = (False, True)
 

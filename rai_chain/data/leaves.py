@@ -20,6 +20,15 @@ def choose(condition: Tensor, new: Any, old: Any) -> Any:
 
     A state that its first step completes, as that of `from_torch`, is chosen as a whole: the
     condition is read then, which is possible as such a link is never traced.
+
+    Args:
+        condition: 0-dim bool.
+        new: a tree of tensors of any shape and dtype.
+        old: a tree like it.
+
+    Example:
+        >>> choose(torch.tensor(False), [torch.ones(2)], [torch.zeros(2)])
+        [tensor([0., 0.])]
     """
     leaves, spec = flatten(new)
     try:
@@ -33,7 +42,17 @@ def choose(condition: Tensor, new: Any, old: Any) -> Any:
 
 
 def zeros(leaves: Leaves, spec: Spec) -> Tree:
-    """A tree of zeros like the leaves, in float32 where they are of a half type."""
+    """A tree of zeros like the leaves, in float32 where they are of a half type.
+
+    Args:
+        leaves: the tensors, in order; None stays None.
+        spec: what the tree is, as `run.spec` has it.
+
+    Example:
+        >>> leaves, spec = flatten({"w": torch.ones(2, dtype=torch.float16)})
+        >>> zeros(leaves, spec)
+        {'w': tensor([0., 0.])}
+    """
     made: Leaves = [
         None
         if leaf is None
@@ -44,13 +63,33 @@ def zeros(leaves: Leaves, spec: Spec) -> Tree:
 
 
 def both(function: Callable[[Any, Any], Any], a: Leaves, b: Leaves) -> Leaves:
-    """A function of two tensors, leaf by leaf; None stays."""
+    """A function of two tensors, leaf by leaf; None stays.
+
+    Args:
+        function: two tensors -> a tensor.
+        a: tensors or None.
+        b: as many.
+
+    Example:
+        >>> both(torch.add, [torch.ones(1), None], [torch.ones(1), torch.ones(1)])
+        [tensor([2.]), None]
+    """
     pairs = zip(a, b, strict=True)
     return [None if x is None or y is None else function(x, y) for x, y in pairs]
 
 
 def remember(function: Callable[[Any, Any], Any], kept: Leaves, leaves: Leaves) -> Leaves:
-    """What is kept, changed by each leaf that is there: ``function(kept, leaf)``."""
+    """What is kept, changed by each leaf that is there: ``function(kept, leaf)``.
+
+    Args:
+        function: what is kept and a leaf -> what is kept then.
+        kept: tensors or None.
+        leaves: as many; where one is None, what is kept stays.
+
+    Example:
+        >>> remember(torch.add, [torch.ones(1), torch.ones(1)], [torch.ones(1), None])
+        [tensor([2.]), tensor([1.])]
+    """
     pairs = zip(kept, leaves, strict=True)
     return [x if x is None or y is None else function(x, y) for x, y in pairs]
 

@@ -28,6 +28,19 @@ ParamNdim = int | Literal["tree"] | None
 BLOCK = 1 << 18  # elements of the rows worked on at once: what is made of them stays in cache
 
 
+class _Unset:
+    """The `param_ndim` of a link that leaves it to the pipeline's home."""
+
+    def __repr__(self) -> str:
+        return "-1 or the group's"
+
+    def __reduce__(self) -> str:
+        return "UNSET"
+
+
+UNSET = _Unset()
+
+
 def check_param_ndim(
     param_ndim: ParamNdim, *tensors: Tensor | None, names: Callable[[], list[str]] | None = None
 ) -> None:

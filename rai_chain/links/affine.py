@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from ..core.define import rowwise
-from ..core.link import UNSET, FunctionLink
+from ..core.link import FunctionLink
 from ..data.hyper import Range, show
 from ..data.messages import told
-from ..data.rows import ParamNdim
+from ..data.rows import UNSET, ParamNdim
 from ..data.tree import Leaves, leaf_names
 from ..engine.run import Run
 from ..kernels import surfaces

@@ -13,6 +13,7 @@ as they do without one; else the box's do, and the ball's to rounding.
 
 import functools
 import inspect
+import textwrap
 from collections.abc import Callable
 from typing import Any
 
@@ -198,12 +199,13 @@ def plain(factory: Callable[..., Link], example: str) -> Callable[..., Tree]:
         params = given.pop("params")
         return factory(**given).map(params, what="params")
 
+    described = (inspect.getdoc(factory) or "").partition("Args:\n")[2].partition("\n\n")[0]
     project.__name__ = project.__qualname__ = name
     project.__doc__ = f"""Project a tree of tensors onto the set of `rai_chain.{factory.__name__}`.
 
     Args:
         params: a tensor, or any nest of dict, list and tuple of tensors, floating dtype.
-        The rest: as in `rai_chain.{factory.__name__}`.
+{textwrap.indent(described, "    ")}
 
     Returns:
         A tree like `params`; no input is written.

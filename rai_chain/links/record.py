@@ -148,6 +148,9 @@ def _tensors(tree: Tree) -> list[Tensor]:
 def global_norm(tree: Tree) -> Tensor:
     """The Euclidean norm of all elements of a tree, 0-dim float32 or float64.
 
+    Args:
+        tree: tensors of any shape and floating dtype; None is left out.
+
     Example:
         >>> import torch
         >>> global_norm({"a": torch.tensor([3.0]), "b": torch.tensor([4.0])})
@@ -165,6 +168,9 @@ def global_norm(tree: Tree) -> Tensor:
 
 def sparsity(tree: Tree) -> Tensor:
     """The fraction of zeros among all elements of a tree, 0-dim float32; 0 where it has none.
+
+    Args:
+        tree: tensors of any shape and dtype; None is left out.
 
     Example:
         >>> import torch

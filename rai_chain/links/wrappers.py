@@ -262,6 +262,9 @@ def accumulate(
 def skip_not_finite(updates: Tree) -> Tensor:
     """Whether a tree has NaN or inf: what `accumulate` may skip, a 0-dim bool tensor.
 
+    Args:
+        updates: a tree of tensors; None is left out.
+
     Example:
         >>> import torch
         >>> skip_not_finite({"w": torch.tensor([1.0, float("nan")]), "b": torch.ones(1)})

@@ -8,9 +8,9 @@ from torch import Tensor
 from torch.optim import SGD, Optimizer
 
 from ..core.chain import as_links, check_order, link_names
-from ..core.link import UNSET, FunctionLink, Link
+from ..core.link import FunctionLink, Link
 from ..core.pipeline import MAKERS, GradientTransformation
-from ..data.rows import ParamNdim
+from ..data.rows import UNSET, ParamNdim
 from ..links.descent import add_updates
 from ..links.from_torch import FromTorch
 from ..links.transforms import scale_bias

@@ -6,8 +6,8 @@ import torch
 import torch.distributed as dist
 from torch import Generator, Tensor
 
-from ..core.link import UNSET, FunctionLink
-from ..data.rows import ParamNdim
+from ..core.link import FunctionLink
+from ..data.rows import UNSET, ParamNdim
 from ..data.tree import Leaves, unflatten
 from ..engine.run import Run, State
 from ..engine.sharded.part import Part, check_alike

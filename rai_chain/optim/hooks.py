@@ -8,9 +8,8 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from ..core.link import UNSET
 from ..data.hyper import REQUIRED
-from ..data.rows import TREE, to_batch
+from ..data.rows import TREE, UNSET, to_batch
 from ..data.tree import Leaves, flatten
 from ..engine.run import Phase, Run, State, run_links
 from .bound import GroupRun

@@ -321,6 +321,24 @@ def test_derivative(name):
 
 
 @every
+def test_optimizer_equals_pure(name):
+    """In the stateful home, three steps."""
+    tx, p = make(name), [draw(3, 4), draw(5, seed=1)]
+    if tx.reduces or tx.needs & {"value", "grad_fn"}:
+        return  # refused there; or a closure gives them: tests/optim/test_asked.py
+    tx = chain(tx, rai_chain.scale(-0.1)) if tx.phase == "gradient" else tx
+    leaves, state = [x.clone().requires_grad_() for x in p], tx.init(p)
+    optimizer = tx.optimizer(leaves)
+    for t in range(3):
+        g = [draw(3, 4, seed=t + 2), draw(5, seed=t + 5)]
+        p, state = tx.step(p, g, state)
+        for leaf, grad_ in zip(leaves, g, strict=True):
+            leaf.grad = grad_.clone()
+        optimizer.step()
+        assert same([leaf.detach() for leaf in leaves], p)
+
+
+@every
 def test_persists(name):
     tx, p, g = make(name), {"a": draw(3, 4)}, {"a": draw(3, 4, seed=1)}
     state = step(tx, p, g, tx.init(p))[1]

@@ -19,7 +19,7 @@ test: $(VENV)/test
 		tests/links/test_laws.py tests/links/test_projections.py tests/links/test_frank_wolfe.py
 
 # The oldest and the newest of the declared versions; ONLY="torch==2.13.0 -- tests/links" narrows it.
-test-versions: $(VENV)/python
+test-versions: $(VENV)/test
 	$(BIN)/python tests/versions.py oldest $(ONLY)
 	$(BIN)/python tests/versions.py newest $(ONLY)
 

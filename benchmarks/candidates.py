@@ -170,6 +170,8 @@ def step_builders(params: list[Tensor], *, inner: str) -> Builders:
             raise NotAvailableError("compile=True")
         if len(params) > FEW_ENOUGH_TO_COMPILE:
             raise NotAvailableError("takes many minutes to compile")
+        if kind is AdamW:
+            raise NotAvailableError("compiled for SGD alone")
         candidate = tried(chained(lambda: rc.optim, compile=True))  # the first step is eager
         return tried(candidate)
 

@@ -1,5 +1,6 @@
 """The pictures: bars for each work, peers side by side, the floor as a line."""
 
+import re
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -96,7 +97,7 @@ def draw(results: Sequence[Result], about: dict[str, Any], folder: Path) -> list
     lead = {"q = 0.9"}
     pages = {
         "results.png": [
-            [Panel("One step of an attack, between two gradients", named["attack"])],
+            [Panel("One step of an attack; below: images a batch", named["attack"])],
             [Panel("Keep the largest tenth of a gradient", [r for r in topq if r.case in lead])],
             [Panel("A training step of clamp, scale, bias and the optimizer", steps, shown)],
         ],
@@ -108,12 +109,8 @@ def draw(results: Sequence[Result], about: dict[str, Any], folder: Path) -> list
                 Panel("Projections, and SLIDE's step under vmap", balls),
                 Panel("A pure step on ten elements; below: links", named["pure"]),
             ],
-            [
-                Panel("A training step, all ways", steps),
-                Panel(
-                    "Memory beside the tensors", [r for r in results if r.megabytes], memory=True
-                ),
-            ],
+            [Panel("A training step, all ways", steps)],
+            [Panel("Memory beside the tensors", [r for r in results if r.megabytes], memory=True)],
             [Panel("Top-q in place on the GPU", [r for r in results if r.work.startswith("CUDA")])],
         ],
     }
@@ -169,12 +166,11 @@ def _panel(axes: Axes, panel: Panel) -> None:
             values, goals = _heights(result, panel.memory)
             values = {n: v for n, v in values.items() if not panel.shown or n in panel.shown}
             for i, (name, value) in enumerate(values.items()):
-                numbered = len(panel.results) < 12
+                numbered = len(panel.results) * len(values) < 40
                 _bar(axes, x + i, COLORS[name], value, goals.get(name), numbered=numbered)
                 used.add(name)
             if result.case and not panel.memory:
-                digits = "".join(c for c in result.case if c in "0123456789.")
-                ticks[x + (len(values) - 1) / 2] = digits
+                ticks[x + (len(values) - 1) / 2] = re.findall(r"[\d.]+", result.case)[0]
             x += len(values) + 0.4
         middle, x = (start + x - 1.4) / 2, x + 1.2
         axes.annotate(
@@ -253,5 +249,7 @@ def _short(work: str, memory: bool) -> str:
         work = work.replace("top-q ", "top-q\n").replace(" with momentum", "")
     for long, short in SHORT.items():
         work = work.replace(long, short)
+    if work in CLASSES:
+        work = re.sub(r"(?<=[a-z])(?=[A-Z])", "\n", re.sub(r"Optim(izer)?$", "", work))
     name = work.removesuffix(" (1, 1e6)")
     return name if name in HARD else work.replace(" (", "\n(")

@@ -48,7 +48,7 @@ class Effort:
     sample: float = 5e-4
 
 
-FULL = Effort(seconds=3.0, least=5, most=101)
+FULL = Effort(seconds=1.2, least=5, most=101)
 QUICK = Effort(seconds=0.5, least=3, most=41)
 
 

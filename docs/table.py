@@ -25,6 +25,8 @@ def write() -> None:
         "",
         "![hard data, projection, memory](../benchmarks/results_more.png)",
         "",
+        "![seconds against sizes](../benchmarks/scaling.png)",
+        "",
     ]
     groups: dict[tuple[str, ...], list[dict]] = {}
     for work in results["works"]:

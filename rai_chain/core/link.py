@@ -89,7 +89,7 @@ class Link(GradientTransformation):
     def bound(self, values: dict[str, Any]) -> "Link":
         """The same link with these values, which were checked."""
         made: Link = GradientTransformation.__new__(type(self))
-        made.__dict__.update(self.__dict__, values=values)
+        made.__dict__.update(self.__dict__, values=values, _still=None)
         return made
 
     def start(self, leaves: Leaves, run: Run, values: dict[str, Any]) -> State:

@@ -273,6 +273,15 @@ class TestDraws:
 
 
 class TestHyperparametersInCallers:
+    def test_other_values_of_a_link_that_was_used(self):
+        g, tx = torch.ones(2), rc.scale(0.5)
+        tx.update(g, tx.init(g))
+        factor = torch.tensor(3.0, requires_grad=True)
+        tx.replace(grad_scale=factor).update(g, {})[0].sum().backward()
+        assert factor.grad.item() == 2.0
+        with pytest.raises(ValueError, match="`state` must be the state of"):
+            tx.replace(grad_scale=lambda step: 1.0 + step).update(g, tx.init(g))
+
     def test_values_for_each_leaf(self):
         g = {"a": torch.ones(2), "b": torch.ones(2)}
         out, _ = rc.scale({"a": 2.0, "b": 3.0}).update(g, ())

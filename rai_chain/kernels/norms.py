@@ -34,6 +34,20 @@ def row_norm(rows: Tensor, p: float) -> Tensor:
     return norm + torch.where(usual, slope - slope.detach(), 0.0)
 
 
+def joint_norm(parts: list[Tensor], p: float = 2.0) -> Tensor:
+    """The p-norm of each row, (N, 1) float64, of which each tensor (N, D) has a part.
+
+    Args:
+        parts: one at least, of any floating dtypes.
+        p: as in `row_norm`.
+
+    Example:
+        >>> joint_norm([torch.tensor([[3.0]]), torch.tensor([[4.0]])])
+        tensor([[5.]], dtype=torch.float64)
+    """
+    return row_norm(torch.cat([row_norm(part, p) for part in parts], 1), p)
+
+
 def rescale(rows: Tensor, divisor: Tensor, factor: Any = 1.0, out: Tensor | None = None) -> Tensor:
     """``rows / divisor * factor``, rounded once.
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..core.define import elementwise, leafwise, rowwise, treewise
 from ..data.hyper import Bound, NonNegative, RowNonNegative, RowNumber
 from ..data.tree import Tree, flatten, unflatten
-from ..kernels.norms import rescale, row_norm
+from ..kernels.norms import joint_norm, rescale, row_norm
 from .transforms import TINY, check_box, clamped, clip_by_norm
 
 
@@ -157,7 +157,7 @@ def normalize_by_update_norm(
     """
     if not leaves:
         return leaves
-    norm = _norm_of_rows([leaf.reshape(1, -1) for leaf in leaves]).reshape(()) + eps
+    norm = joint_norm([leaf.reshape(1, -1) for leaf in leaves]).reshape(()) + eps
     factor = scale_factor / torch.where(norm == 0, 1, norm)
     return [(leaf * factor).to(leaf.dtype) for leaf in leaves]
 
@@ -217,7 +217,7 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
     parts = [r for r in rows if r is not None]
     if not parts:
         return grads, torch.zeros((), dtype=torch.int64, device="cpu")
-    norm = _norm_of_rows(parts)
+    norm = joint_norm(parts)
     bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device).reshape(-1, 1)
     outside = norm > bound
     factor = torch.where(outside, bound / torch.where(outside, norm, 1), 1)
@@ -226,8 +226,3 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
         for r, leaf in zip(rows, leaves, strict=True)
     ]
     return unflatten(sums, spec), outside.sum()
-
-
-def _norm_of_rows(parts: list[Tensor]) -> Tensor:
-    """The Euclidean norm of each row, (N, 1), of which each tensor (N, D) has a part."""
-    return row_norm(torch.cat([row_norm(part, 2) for part in parts], 1), 2)

@@ -14,7 +14,7 @@ from ..data.messages import told
 from ..data.tree import Leaves, Spec, is_container, leaves_like, present
 from ..engine.function import column_of
 from ..engine.run import Run, State
-from ..kernels.norms import row_norm
+from ..kernels.norms import joint_norm
 from .descent import is_zero, optimizer, scale_by_learning_rate, where
 from .memory import average, root, wide
 from .transforms import clamped
@@ -55,10 +55,9 @@ def scale_by_polyak(
     Source: Polyak 1987, "Introduction to Optimization"; Loizou et al. 2021, "Stochastic Polyak
     Step-size for SGD", arXiv 2002.10542; "sps+": Garrigos et al. 2023, arXiv 2307.14528.
     """
-    parts = [row_norm(leaf.reshape(1, -1), 2) for leaf in leaves if leaf.numel()]
-    if not parts:
+    if not leaves:
         return leaves
-    square = row_norm(torch.cat(parts, 1), 2).reshape(()) ** 2 + eps
+    square = joint_norm([leaf.reshape(1, -1) for leaf in leaves]).reshape(()) ** 2 + eps
     loss = torch.as_tensor(value, dtype=torch.float64, device=square.device)
     if loss.numel() != 1:
         raise ValueError(f"`value` must be one number, the loss  Got: {told(value)}")

@@ -15,7 +15,7 @@ from ..data.hyper import Range
 from ..data.messages import check_function, told
 from ..data.tree import Leaves, Spec, Tree, flatten, unflatten
 from ..engine.run import Run, State
-from ..kernels.norms import row_norm
+from ..kernels.norms import joint_norm
 
 
 class Record(Wrapper):
@@ -161,16 +161,16 @@ def global_norm(tree: Tree) -> Tensor:
     leaves = _tensors(tree)
     if not leaves:
         return torch.zeros((), dtype=torch.float32, device="cpu")
-    norms = torch.cat([row_norm(leaf.reshape(1, -1), 2) for leaf in leaves], 1)
+    norm = joint_norm([leaf.reshape(1, -1) for leaf in leaves]).reshape(())
     double = any(leaf.dtype == torch.float64 for leaf in leaves)
-    return row_norm(norms, 2).reshape(()).to(torch.float64 if double else torch.float32)
+    return norm.to(torch.float64 if double else torch.float32)
 
 
 def sparsity(tree: Tree) -> Tensor:
     """The fraction of zeros among all elements of a tree, 0-dim float32; 0 where it has none.
 
     Args:
-        tree: tensors of any shape and dtype; None is left out.
+        tree: tensors of any shape and floating dtype; None is left out.
 
     Example:
         >>> import torch

@@ -11,7 +11,7 @@ from ..data.hyper import Range
 from ..data.leaves import both
 from ..data.tree import Leaves
 from ..engine.run import Run, State
-from ..kernels.norms import row_norm
+from ..kernels.norms import joint_norm
 
 
 class Sam(Wrapper):
@@ -26,9 +26,8 @@ class Sam(Wrapper):
     def wrap(
         self, leaves: Leaves, state: State, run: Run, values: Any, **own: Any
     ) -> tuple[Leaves, State]:
-        parts = [row_norm(g.reshape(1, -1), 2) for g in leaves if g is not None and g.numel()]
-        if parts:
-            norm = row_norm(torch.cat(parts, 1), 2).reshape(())
+        if parts := [g.reshape(1, -1) for g in leaves if g is not None]:
+            norm = joint_norm(parts).reshape(())
             scale = own["rho"] / torch.where(norm == 0, 1, norm)
             moved = both(lambda g, p: (p + scale * g).to(p.dtype), leaves, run.params or [])
             leaves = both(lambda g, there: there, leaves, run.extra["grad_fn"](moved))

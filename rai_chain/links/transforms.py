@@ -18,7 +18,7 @@ from ..data.hyper import (
 )
 from ..data.random import uniform
 from ..kernels import signs
-from ..kernels.norms import rescale, row_norm
+from ..kernels.norms import joint_norm, rescale, row_norm
 from ..kernels.select import keep_largest
 from .memory import wide
 
@@ -348,11 +348,10 @@ def clip_by_global_norm(
 
     Source: gradient clipping (Pascanu et al. 2013, arXiv 1211.5063).
     """
-    rows = [leaf.reshape(1, -1) for leaf in leaves]
-    norms = [row_norm(row, p) for row in rows if row.shape[1]]
-    if not norms:
+    if not leaves:
         return leaves
-    divisor, factor = _clip(row_norm(torch.cat(norms, 1), p), max_norm)
+    rows = [leaf.reshape(1, -1) for leaf in leaves]
+    divisor, factor = _clip(joint_norm(rows, p), max_norm)
     pairs = zip(rows, leaves, strict=True)
     return [rescale(row, divisor, factor).reshape(leaf.shape) for row, leaf in pairs]
 

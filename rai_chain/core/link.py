@@ -34,8 +34,6 @@ from .pipeline import GradientTransformation
 class Link(GradientTransformation):
     """One link of a pipeline: the base of everything that `chain` joins.
 
-    A factory makes links; the class itself makes what `GradientTransformation` makes.
-
     Attributes:
         name: the factory's name.
         scope: what the function sees: ``"element"``, ``"row"``, ``"leaf"`` or ``"tree"``.
@@ -407,7 +405,8 @@ class FunctionLink(Link):
         if "out" not in d.given:
             return lambda x, out: engine.checked(d, x, **values)
         call = functools.partial(d.function, **values)
-        self._call = call if values is self.values else self._call
+        if values is self.values:
+            self._call = call
         return call
 
     def apply(

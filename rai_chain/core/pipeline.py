@@ -10,12 +10,12 @@ from typing import Any, TypeVar
 import torch
 import torchopt.base
 
-from ..data.checks import add, check_leaves, check_made, check_shapes, one_of_each
+from ..data.checks import add, check_leaves, check_made, check_shapes
 from ..data.hyper import Flag, keys_of, plain
 from ..data.memory import written
 from ..data.messages import refuse_key, told
 from ..data.tree import Leaves, Tree, flatten_given, leaves_like, unflatten
-from ..engine.run import Run, State, apart, check_inplace, named_inputs, run_links, runs_plain
+from ..engine.run import Run, State, named_inputs, one_of_each, run_links, runs_plain, to_write
 from .drawing import Drawn
 
 _Self = TypeVar("_Self", bound="GradientTransformation")
@@ -379,11 +379,9 @@ class GradientTransformation(Drawn, torchopt.base.GradientTransformation):
         )
         for link, own in zip(self.links, values, strict=True):
             link.check_fit(own, shaped, run)
-        at_once = inplace and not torch.compiler.is_compiling()  # a graph writes at the end
+        at_once = inplace and not torch.compiler.is_compiling()
         if inplace:
-            check_inplace(self.links, leaves, states, run, values)
-        if at_once:
-            leaves = apart(leaves, run, values)
+            leaves = to_write(self.links, leaves, states, run, values)
         run.plain = runs_plain([*leaves, *(run.params or ())], () if still else values)
         run.writable = [at_once and leaf is not None for leaf in leaves]
         return leaves, run, states, values

@@ -192,6 +192,10 @@ class Wrapper(Link):
             return [None if leaf is None else torch.full_like(leaf, zero) for leaf in leaves]
         return list(leaves if self.phase == "parameter" else run.params or [])
 
+    def looks_at(self, leaves: Leaves, run: Run) -> Leaves:
+        """The leaves that it looks at, with None for those that pass as they are."""
+        return leaves
+
     def passed(self, leaves: Leaves, run: Run) -> Leaves:
         """What comes out where there is no wrapper: the leaves, or the parameters moved by them."""
         if self.phase != "step":

@@ -158,25 +158,6 @@ def check_single(kind: type, values: Mapping[str, Any]) -> None:
             raise ValueError(f"`{name}` must be one number  Got: {told(value)}")
 
 
-def one_of_each(links: Sequence[Any], leaves: Leaves, spec: Spec, inplace: bool) -> Leaves:
-    """The first entry of each leaf (N, ...) where the first link takes such, else the leaves.
-
-    Refuses other leaves then, and writing in their place.
-    """
-    if not links or not links[0].reduces:
-        return leaves
-    if inplace:
-        raise ValueError("`inplace` must be False, as the updates change shape  Got: True")
-    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves if leaf is not None}
-    for i, leaf in enumerate(leaves):
-        if leaf is not None and (len(sizes) > 1 or sizes == {0}):
-            raise ValueError(
-                f"`{name_of('updates', spec, i)}` must be (N, ...), an entry for each example, "
-                f"with one N >= 1 for all leaves  Got: {tuple(leaf.shape)}"
-            )
-    return [None if leaf is None else leaf[0] for leaf in leaves]
-
-
 def write_back(target: Tensor, result: Tensor) -> Tensor:
     """`result` in the memory of `target`; where that cannot be written, `result` itself."""
     if target is result or overlaps(target):

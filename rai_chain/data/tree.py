@@ -25,7 +25,7 @@ def flatten(tree: Any) -> tuple[list[Any], Spec]:
     """The leaves of a tree in a fixed order, and what `unflatten` needs to undo it."""
     kind = type(tree)
     if kind in ORDINARY:
-        return [tree], _ONE
+        return [tree], ONE
     if kind is dict and not torch.compiler.is_compiling():
         for key, value in tree.items():
             if type(value) not in ORDINARY or type(key) is not str:
@@ -35,7 +35,7 @@ def flatten(tree: Any) -> tuple[list[Any], Spec]:
     return _pytree.tree_flatten(tree)
 
 
-_ONE = _pytree.tree_flatten(None)[1]  # of a tree that is one leaf
+ONE = _pytree.tree_flatten(None)[1]  # of a tree that is one leaf
 
 
 @functools.lru_cache(maxsize=256)
@@ -61,7 +61,7 @@ def flatten_given(tree: Any) -> tuple[list[Any], Spec]:
 
 def unflatten(leaves: list[Any], spec: Spec) -> Any:
     """The tree of the given structure with the given leaves."""
-    if spec is _ONE and len(leaves) == 1:
+    if spec is ONE and len(leaves) == 1:
         return leaves[0]
     if spec.type is dict and spec.num_nodes == spec.num_leaves + 1 == len(leaves) + 1:
         return dict(zip(spec.context, leaves, strict=True))

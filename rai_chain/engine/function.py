@@ -14,7 +14,7 @@ from ..data.hyper import Rule, Several, as_tensor
 from ..data.memory import written
 from ..data.random import leaf_key, stream
 from ..data.rows import TREE, ParamNdim, in_blocks, row_dims, to_rows
-from ..data.tree import Leaves, Spec, flatten, is_container, leaves_like, present, presented
+from ..data.tree import ONE, Leaves, Spec, is_container, leaves_like, present, presented
 from .run import Phase, Run, Scope, State
 from .sharded import has_shards
 from .sharded.leaves import on_shard
@@ -24,7 +24,6 @@ from .sharded.rounds import together
 # What a function may ask for, as keyword-only parameters, besides its hyperparameters.
 GIVEN = frozenset({"out", "param", "state", "step", "key", "value", "grad"})
 COUNTERS = ("step", "seed")  # what a state holds besides what the function keeps
-_ONE = flatten(None)[1]  # the structure of a tree that is one leaf
 
 
 @dataclass(frozen=True)
@@ -326,7 +325,7 @@ def _as_one_row(
         ]
         return torch.cat(parts)
 
-    part = replace(run, spec=_ONE, params=None, writable=[run.plain])
+    part = replace(run, spec=ONE, params=None, writable=[run.plain])
     if params and ("param" in d.given or d.phase == "step"):
         part.params = [join(params)]
     if "grad" in d.given:

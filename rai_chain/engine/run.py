@@ -126,12 +126,21 @@ def check_places(
                     )
 
 
-def check_inplace(
+def to_write(
     links: Sequence[Any], leaves: Leaves, states: Sequence[State], run: Run, values: Any
-) -> None:
-    """Refuse leaves that cannot be written, or would be written in part."""
+) -> Leaves:
+    """The leaves as they may be written, whatever else is read: see `separated`.
+
+    Refuses leaves that cannot be written, or would be written in part.
+    """
     check_writable(leaves, run.spec, "updates")
     check_places(links, leaves, states, run, values)
+    if is_compiling():  # a graph writes at the end
+        return leaves
+    leaves = separated(leaves, [*(run.params or ()), *tensors_of(values)])
+    if "grad" in run.extra:
+        run.extra["grad"] = separated(run.extra["grad"], leaves)
+    return leaves
 
 
 def runs_plain(tensors: Sequence[Tensor | None], values: Sequence[dict[str, Any]]) -> bool:
@@ -154,12 +163,23 @@ def tensors_of(values: Sequence[dict[str, Any]]) -> list[Tensor]:
     return found
 
 
-def apart(leaves: Leaves, run: Run, values: Sequence[dict[str, Any]]) -> Leaves:
-    """The leaves as they may be written, whatever else is read: see `separated`."""
-    leaves = separated(leaves, [*(run.params or ()), *tensors_of(values)])
-    if "grad" in run.extra:
-        run.extra["grad"] = separated(run.extra["grad"], leaves)
-    return leaves
+def one_of_each(links: Sequence[Any], leaves: Leaves, spec: Spec, inplace: bool) -> Leaves:
+    """The first entry of each leaf (N, ...) where the first link takes such, else the leaves.
+
+    Refuses other leaves then, and writing in their place.
+    """
+    if not links or not links[0].reduces:
+        return leaves
+    if inplace:
+        raise ValueError("`inplace` must be False, as the updates change shape  Got: True")
+    sizes = {leaf.shape[0] if leaf.ndim else 0 for leaf in leaves if leaf is not None}
+    for i, leaf in enumerate(leaves):
+        if leaf is not None and (len(sizes) > 1 or sizes == {0}):
+            raise ValueError(
+                f"`{name_of('updates', spec, i)}` must be (N, ...), an entry for each example, "
+                f"with one N >= 1 for all leaves  Got: {tuple(leaf.shape)}"
+            )
+    return [None if leaf is None else leaf[0] for leaf in leaves]
 
 
 def named_inputs(

@@ -12,12 +12,24 @@ from ..engine.run import Run, State
 from .transforms import identity
 
 
+def looked_at(wrapper: Any, leaves: Leaves, run: Run) -> Leaves:
+    """The leaves that what is inside of a wrapper looks at."""
+    found: Leaves = [None] * len(leaves)
+    for prefix, inner in wrapper.inners.items():
+        mine, part = wrapper._part(prefix, leaves, run)
+        for link in inner.links:
+            own = link.looks_at(mine, part) if isinstance(link, Wrapper) else mine
+            found = [a if b is None else b for a, b in zip(found, own, strict=True)]
+    return found
+
+
 class Masked(Wrapper):
     """See `masked`."""
 
     label = "masked"
     option: ClassVar[str] = "mask"
     ticks = False
+    looks_at = looked_at
 
     def seen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool]:
         flags = chosen_by(self.options[self.option], leaves, spec, self.option, _is_flag)
@@ -77,6 +89,7 @@ class Selective(Masked):
 
     label = "selective_transform"
     option = "freeze_mask"
+    looks_at = Wrapper.looks_at  # it zeros what the inside does not see
 
     def seen(self, prefix: str, leaves: Leaves, spec: Spec) -> list[bool]:
         return [not frozen for frozen in super().seen(prefix, leaves, spec)]
@@ -161,6 +174,7 @@ class Partition(Wrapper):
 
     label = "partition"
     ticks = False
+    looks_at = looked_at
 
     def __repr__(self) -> str:
         parts = ", ".join(f"{k[:-1]!r}: {t!r}" for k, t in self.inners.items())

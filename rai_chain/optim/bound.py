@@ -10,6 +10,7 @@ from torch import Tensor
 
 from ..core.link import Link
 from ..core.pipeline import Values
+from ..core.wrapper import Wrapper
 from ..data.checks import check_leaves, is_ordinary
 from ..data.hyper import REQUIRED, check_number, has_schedule, plain
 from ..data.messages import refuse_key
@@ -18,7 +19,7 @@ from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names
 from ..engine.chunks import Call
 from ..engine.run import Phase, Run, State, run_links
 from .layout import Pipeline, Scheduled, at_start
-from .params import check_group, check_params, seen_by
+from .params import check_group, check_params
 from .states import ENDED, STATES, Group, Keeper
 
 _NUMBERS = (int, float, bool)
@@ -184,8 +185,10 @@ class Bound:
 
     def _check_seen(self, link: Link, leaves: Leaves, what: str) -> None:
         """Refuse leaves that a link does not take, where it looks at them."""
+        if isinstance(link, Wrapper):
+            leaves = link.looks_at(leaves, self.run())
         if type(link) is not Scheduled:
-            check_leaves(seen_by(link, leaves, self.run()), self.spec, what)
+            check_leaves(leaves, self.spec, what)
 
     def check_grads(self, grads: Leaves) -> bool:
         """Refuse gradients that a link does not take; whether all are of a kind that links take.

@@ -105,7 +105,7 @@ class Pipeline:
     known: frozenset[str] | None = None  # all keys that mean something; None for any
     label: str = ""  # of the optimizer, in messages
     warned: set[Any] = field(default_factory=set)
-    numbers: tuple[str, ...] = ()  # the keys under which that takes one number
+    numbers: tuple[str, ...] = ()  # the keys under which an optimizer of torch takes one number
 
     def warn(self, key: str, always: bool = False) -> None:
         """Warn once of a key that nobody reads, where it resembles one that is read, or always."""

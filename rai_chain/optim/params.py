@@ -7,9 +7,7 @@ import torch
 
 from ..data.checks import check_shaped, check_writable
 from ..data.messages import told
-from ..data.tree import Leaves, Spec
-from ..engine.run import Run
-from ..links.parts import Masked, Partition
+from ..data.tree import Spec
 from .states import Group
 
 
@@ -72,19 +70,6 @@ def check_params(params: list[Any], spec: Spec) -> None:
     check_shaped([p if p.requires_grad else None for p in params], spec, "params")
     with torch.no_grad():
         check_writable(params, spec, "params")
-
-
-def seen_by(link: Any, leaves: Leaves, run: Run) -> Leaves:
-    """The leaves that a link looks at, with None for those that pass as they are."""
-    if type(link) not in (Masked, Partition):
-        return leaves
-    found: Leaves = [None] * len(leaves)
-    for prefix, inner in link.inners.items():
-        mine, part = link._part(prefix, leaves, run)
-        for inside in inner.links:
-            own = seen_by(inside, mine, part)
-            found = [a if b is None else b for a, b in zip(found, own, strict=True)]
-    return found
 
 
 def check_defaults(defaults: Any) -> None:

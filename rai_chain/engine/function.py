@@ -75,13 +75,14 @@ class Rows(NamedTuple):
     def view(self, leaf: Tensor) -> Tensor:
         """The leaf as the function sees it; elements are never 0-dim.
 
-        With a 0-dim hyperparameter of a wider dtype torch would compute those in that.
+        With a 0-dim hyperparameter of a wider dtype torch would compute those in that. What may be
+        summed is contiguous: in another order of memory torch sums in another order.
         """
-        if self.scope == "row":
-            if isinstance(leaf, Part):
-                return rows_of(leaf, self.split(leaf))
-            return to_rows(leaf, self.param_ndim)
-        return leaf.reshape(1) if self.scope == "element" and leaf.ndim == 0 else leaf
+        if self.scope == "element":
+            return leaf if leaf.ndim else leaf.reshape(1)
+        if isinstance(leaf, Part):
+            return rows_of(leaf, self.split(leaf)) if self.scope == "row" else leaf
+        return (to_rows(leaf, self.param_ndim) if self.scope == "row" else leaf).contiguous()
 
     def split(self, leaf: Tensor) -> int:
         """How many leading dimensions of a leaf separate rows; a function of a leaf has none."""
@@ -130,13 +131,13 @@ def start(d: Definition, leaves: Leaves, spec: Spec, rows: Rows) -> State:
     if d.start is None:
         return {}
     if d.scope == "tree":
-        return dict(d.start([leaf for leaf in leaves if leaf is not None]))
+        return dict(d.start([rows.view(leaf) for leaf in leaves if leaf is not None]))
     if d.scope == "row" and has_shards(leaves):
         raise NotImplementedError(
             f"`{d.name}` keeps something for each row, which leaves that ranks share must not have "
             f"yet: make it a link of scope element or tree"
         )
-    view = rows.view if d.scope == "row" else lambda leaf: leaf
+    view = rows.view if d.scope != "element" else lambda leaf: leaf
     made = [None if leaf is None else d.start(view(leaf)) for leaf in leaves]
     for leaf, own in zip(leaves, made, strict=True):
         for key, value in (own or {}).items():
@@ -172,7 +173,7 @@ def apply(
         given = {**values, **given}
 
         def tree() -> Leaves:
-            return _tree(d, leaves, state, new_state, run, dict(given))
+            return _tree(d, leaves, state, new_state, run, dict(given), rows)
 
         return together({0: tree})[0] if run.sharded else tree(), new_state
     per_leaf = spread(d, values, leaves, run.spec)
@@ -278,7 +279,7 @@ def _leaf(
     kind = run.params[i] if d.phase == "step" and run.params else leaf
     shaped: Tensor = result.reshape(leaf.shape).to(kind.dtype)  # type: ignore[union-attr]
     if run.plain and shaped.stride() != leaf.stride() and not overlaps(leaf):
-        shaped = torch.empty_like(leaf).copy_(shaped)  # later reductions see the same order
+        shaped = torch.empty_like(leaf).copy_(shaped)  # it lies as the leaf does
     if writable and d.phase != "step":
         same = run.plain and shaped.data_ptr() == leaf.data_ptr()
         return leaf if same else write_back(leaf, shaped)
@@ -360,15 +361,23 @@ def _part(d: Definition, leaf: Any, extra: Any, kept: Any, run: Run, i: int, row
 
 
 def _tree(
-    d: Definition, leaves: Leaves, state: State, new_state: State, run: Run, values: dict[str, Any]
+    d: Definition,
+    leaves: Leaves,
+    state: State,
+    new_state: State,
+    run: Run,
+    values: dict[str, Any],
+    rows: Rows,
 ) -> Leaves:
+    def seen_of(column: Any) -> list[Any]:
+        return [None if column[i] is None else rows.view(column[i]) for i in places]
+
     places = [i for i, leaf in enumerate(leaves) if leaf is not None]
-    seen: list[Any] = [leaves[i] for i in places]
-    out = list(leaves)
+    seen, out = seen_of(leaves), list(leaves)
     if "param" in d.given and run.params is not None:
-        values["param"] = [run.params[i] for i in places]
+        values["param"] = seen_of(run.params)
     if "grad" in d.given:
-        values["grad"] = [run.extra["grad"][i] for i in places]
+        values["grad"] = seen_of(run.extra["grad"])
     if "state" in d.given:
         own = {k: v for k, v in state.items() if k in d.keys}
         result, new = _with_state(d, d.function(seen, **values, state=own))

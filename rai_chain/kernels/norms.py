@@ -22,7 +22,7 @@ def row_norm(rows: Tensor, p: float) -> Tensor:
         >>> row_norm(torch.tensor([[3e-25, 4e-25]]), 2)
         tensor([[5.0000e-25]], dtype=torch.float64)
     """
-    if is_plain((rows,)):
+    if is_plain((rows,)) or not rows.numel():
         return _norm(rows, p)
     norm: Tensor = _operator(rows.detach(), p)
     if is_plain((rows,), subclasses=True):

@@ -125,6 +125,21 @@ def test_traced_equals_plain_to_the_bit():
                 assert torch.equal(vmap(lambda x, p=p: row_norm(x, p))(x[None])[0], plain)
 
 
+@pytest.mark.parametrize("p", [1, 2, math.inf])
+@pytest.mark.parametrize("shape", [(0,), (0, 3), (3, 0)])
+def test_a_leaf_without_elements_has_a_derivative(p, shape):
+    x = torch.zeros(shape, requires_grad=True)
+    beside = torch.tensor([3.0, 4.0], requires_grad=True)
+    for link in (rc.normalize(p), rc.clip_by_norm(1.0, p), rc.clip_by_global_norm(1.0, p)):
+        alone = link.map(beside)
+        for tree in ({"a": x}, {"a": x, "b": beside}, {"b": beside, "a": x}):
+            out = link.map(tree)
+            assert out["a"].shape == shape
+            assert "b" not in tree or torch.equal(out["b"], alone)
+            slopes = torch.autograd.grad(out["a"].sum(), x, allow_unused=True)
+            assert slopes[0] is None or slopes[0].shape == shape
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_the_operator_is_sound():
     torch.library.opcheck(torch.ops.rai_chain.norm.default, (torch.randn(3, 9), 2.0))

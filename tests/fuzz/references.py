@@ -119,7 +119,8 @@ def centralize(got, row, dtype):
 
 def group_soft_threshold(got, row, dtype, threshold):
     own, units = unit(row, 2)
-    scale = max(map(abs, row), default=0.0) if dtype == torch.float64 else 0.0
+    digits = torch.finfo(torch.float64).eps / torch.finfo(dtype).eps  # the norm is a float64
+    scale = digits * max(map(abs, row), default=0.0)
     near(got, [u * max(own - threshold, 0.0) for u in units], dtype, 4, scale, 0.51)
 
 
@@ -149,7 +150,8 @@ def ball(got, row, dtype, p, epsilon, center):
         lengths, n = on_simplex(list(map(abs, offset)), radius)
         moved = [s if v > 0 else -s for s, v in zip(lengths, offset, strict=True)]
         right = [ratio(c * n + v, n << SHIFT) for v in moved]
-        near(got, right, dtype, 8, max(abs(center or 0.0), epsilon), 1.01)
+        ulps = max(8, n / 2) if dtype == torch.float64 else 8  # n roundings of the threshold
+        near(got, right, dtype, ulps, max(abs(center or 0.0), epsilon), 1.01)
     elif epsilon > 1e-300:  # a float64 norm below has few digits
         units = unit([ratio(v, 1 << SHIFT + 9) for v in offset], 2)[1]
         right = [ratio((c << SHIFT) + whole(u) * radius, 1 << 2 * SHIFT) for u in units]

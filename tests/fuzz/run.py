@@ -14,25 +14,33 @@ import torch
 from checks import check
 
 
-def fuzz(first, seconds=float("inf"), stop=True, say=print):
-    """Check the cases of seeds in a row; the number of cases, and those that failed."""
-    threads, end, failed = torch.get_num_threads(), time.monotonic() + seconds, []
+def fuzz(seeds, seconds=float("inf"), stop=True, say=print):
+    """Check the case of each seed until one fails, a time is over, all are done, or Ctrl-C.
+
+    Returns:
+        How many cases were checked, in how many nothing was, as what was drawn does not go
+        together, and the seeds of those that failed.
+    """
+    threads, end = torch.get_num_threads(), time.monotonic() + seconds
+    count, empty, failed = 0, 0, []
     torch.set_num_threads(1)
     try:
-        for count in itertools.count():
+        for seed in seeds:
             if time.monotonic() > end or (failed and stop):
-                return count, failed
+                break
             try:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")
-                    check(first + count)
+                    empty += not check(seed)
             except AssertionError as error:
-                failed.append(first + count)
+                failed.append(seed)
                 say(f"\n{error}\n")
             except KeyboardInterrupt:
-                return count, failed
+                break
+            count += 1
     finally:
         torch.set_num_threads(threads)
+    return count, empty, failed
 
 
 if __name__ == "__main__":
@@ -45,6 +53,6 @@ if __name__ == "__main__":
         check(given.seed)
         print("this case passes")
         sys.exit()
-    count, failed = fuzz(given.first, given.seconds, stop=False)
-    print(f"{count} cases from seed {given.first}, {len(failed)} failed")
+    count, empty, failed = fuzz(itertools.count(given.first), given.seconds, stop=False)
+    print(f"{count} cases from seed {given.first}, {empty} of them empty, {len(failed)} failed")
     sys.exit(bool(failed))

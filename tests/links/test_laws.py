@@ -129,7 +129,16 @@ def same(a, b):
     )
 
 
-every = pytest.mark.parametrize("name", sorted([*FACTORIES, *VARIANTS, *COMBINATORS]))
+NAMES = sorted([*FACTORIES, *VARIANTS, *COMBINATORS])
+every = pytest.mark.parametrize("name", NAMES)
+
+
+def those(of):
+    """The links of which something holds: docs/reference.py reads here what is tested of which."""
+    return pytest.mark.parametrize("name", [name for name in NAMES if of(make(name))])
+
+
+with_tensors = pytest.mark.parametrize("name", [name for name in NAMES if tensorable(name)])
 
 
 def test_there_are_links():
@@ -151,11 +160,9 @@ def test_pure(name):
     assert same(first, again)
 
 
-@every
+@those(lambda tx: not tx.reduces)  # what comes in has another shape there
 def test_inplace_equals_pure(name):
     tx, p = make(name), {"a": draw(3, 4), "b": draw(2, 3, 5, seed=1)}
-    if tx.reduces:
-        return  # what comes in has another shape
     g = {"a": draw(3, 4, seed=2), "b": draw(2, 3, 5, seed=3)}
     pure, _ = update(tx, g, tx.init(p), params=p)
     inplace, _ = update(tx, g, tx.init(p), params=p, inplace=True)
@@ -233,11 +240,10 @@ def test_scalar_tensor(name):
         assert same(result, run(make(name, param_ndim=None), torch.tensor(3.0), torch.tensor(1.0)))
 
 
-@every
+# The others treat leaves differently, which is what they are for.
+@those(lambda tx: sees(tx) != "tree" and not tx.definition.draw_is_needed(tx.values))
 def test_tree_equals_leaves(name):
     tx = make(name)
-    if sees(tx) == "tree" or tx.definition.draw_is_needed(tx.values):
-        return  # such a link treats leaves differently, which is what it is for
     p = {"a": draw(3, 4), "b": (draw(2, 5, seed=1), [draw(6, seed=2)])}
     g = {"a": draw(3, 4, seed=3), "b": (draw(2, 5, seed=4), [draw(6, seed=5)])}
     result = run(tx, g, p)
@@ -256,7 +262,7 @@ def test_vmap_equals_loop(name):
     torch.testing.assert_close(batched, looped, rtol=1e-6, atol=1e-7)
 
 
-@every
+@with_tensors
 def test_vmap_over_every_hyperparameter(name):
     g, p = draw(4, 3, 4), draw(4, 3, 4, seed=1)
     for key, value in tensorable(name).items():
@@ -268,7 +274,7 @@ def test_vmap_over_every_hyperparameter(name):
         torch.testing.assert_close(batched, torch.stack(looped), rtol=1e-6, atol=1e-7)
 
 
-@every
+@with_tensors
 def test_override_equals_construction(name):
     g, p = draw(3, 4), draw(3, 4, seed=1)
     for key, value in tensorable(name).items():
@@ -279,7 +285,7 @@ def test_override_equals_construction(name):
             )
 
 
-@every
+@with_tensors
 def test_schedule_of_every_hyperparameter(name):
     g, p = draw(3, 4), draw(3, 4, seed=1)
     for key, value in tensorable(name).items():
@@ -324,12 +330,11 @@ def test_derivative(name):
         torch.testing.assert_close(grad(loss)(v.detach()), torch.autograd.grad(loss(v), v)[0])
 
 
-@every
+# The others are refused there, or a closure gives what they need: tests/optim/test_asked.py.
+@those(lambda tx: not tx.reduces and not tx.needs & {"value", "grad_fn"})
 def test_optimizer_equals_pure(name):
     """In the stateful home, three steps."""
     tx, p = make(name), [draw(3, 4), draw(5, seed=1)]
-    if tx.reduces or tx.needs & {"value", "grad_fn"}:
-        return  # refused there; or a closure gives them: tests/optim/test_asked.py
     tx = chain(tx, rai_chain.scale(-0.1)) if tx.phase == "gradient" else tx
     leaves, state = [x.clone().requires_grad_() for x in p], tx.init(p)
     optimizer = tx.optimizer(leaves)
@@ -395,12 +400,11 @@ def test_refuses_what_is_not_a_dense_real_floating_tensor(name):
             )
 
 
-@every
+# Only gradient links have neighbours that share memory with them.
+@those(lambda tx: tx.phase == "gradient" and not tx.reduces)
 def test_bits_do_not_depend_on_the_neighbours(name):
     """In a chain, where memory is reused, a link gives the bits that it gives alone."""
     tx, p, g = make(name), draw(3, 4), draw(3, 4, seed=1)
-    if tx.phase != "gradient" or tx.reduces:
-        return  # only gradient links have neighbours that share memory with them
     alone = run(tx, run(rai_chain.scale(2.0), g, p), p)
     assert same(run(chain(rai_chain.scale(2.0), tx), g, p), alone)
     after = run(rai_chain.bias(1.0), alone, p)

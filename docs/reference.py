@@ -16,12 +16,14 @@ import rai_chain
 
 HERE = Path(__file__).parent
 CONFIG = Config(napoleon_use_param=True, napoleon_use_rtype=False, napoleon_use_ivar=True)
-# What a law of tests/links/test_laws.py, passed by a link, says about it.
+# What a law, passed by a link, says about it.
+TESTS = ("tests/links/test_laws.py", "tests/optim/test_asked.py")
 LAWS = {
     "test_vmap_equals_loop": "``vmap``",
     "test_derivative": "``grad``",
     "test_compiled_equals_eager": "``torch.compile(fullgraph=True)``",
     "test_optimizer_equals_pure": "``torch.optim``",
+    "test_the_optimizer_does_what_the_pure_step_does": "``torch.optim``",
     "test_inplace_equals_pure": "in place",
     "test_any_dtype": "float16 and bfloat16",
 }
@@ -29,7 +31,7 @@ LAWS = {
 
 def laws() -> dict[str, set[str]]:
     """Link -> the laws that the tests hold it to, asked of the tests themselves."""
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/links/test_laws.py"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", *TESTS]
     ran = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True, check=True)
     found: dict[str, set[str]] = {}
     for law, case in re.findall(r"::(\w+)\[(.*)\]$", ran.stdout, flags=re.MULTILINE):
@@ -44,7 +46,7 @@ def valid(name: str, made: Any, held: dict[str, set[str]]) -> str:
     """The line that says where a link is valid, or nothing."""
     own = name.rsplit(".", 1)[1]
     if own in held:
-        places = [words for law, words in LAWS.items() if law in held[own]]
+        places = dict.fromkeys(words for law, words in LAWS.items() if law in held[own])
         line = f"Tested: {', '.join(places)}."
         tensors = pictures.laws().tensorable(own)
         if tensors:

@@ -203,7 +203,7 @@ def _simplex(rows: Tensor, _: Tensor | None, radius: Tensor) -> Tensor:
     values = rows.double()
     near = (total(values) - radius).abs() <= torch.finfo(rows.dtype).eps * radius
     scale = _unit(radius)
-    over, whole = _over_threshold(values, radius * scale, scale)
+    over, whole = _over_threshold(values, radius * scale, scale, least=-torch.inf)
     nearest = (over * (radius * scale / whole)) / scale
     return torch.where(near & (rows >= 0).all(1, keepdim=True), rows, nearest.to(rows.dtype))
 
@@ -215,7 +215,7 @@ def _l1(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
     inside = (hi - radius) + lo <= 0.0
     far = power_of_two(size.amax(1, keepdim=True))
     scale = torch.where((hi > 1e290) & size.isfinite().all(1, True), far, _unit(radius))
-    over, whole = _over_threshold(size, radius * scale, scale)
+    over, whole = _over_threshold(size, radius * scale, scale, least=0.0)
     moved = torch.copysign(_unscaled(over * (radius * scale / whole * INWARDS), scale), offset)
     return torch.where(inside | (radius == torch.inf), rows, inwards(center, moved, rows.dtype))
 
@@ -249,16 +249,16 @@ def offset_of(rows: Tensor, center: Tensor | None) -> Pair:
     return two_sum(rows.double(), -center.double())
 
 
-def _over_threshold(values: Tensor, radius: Tensor, scale: Tensor) -> Pair:
+def _over_threshold(values: Tensor, radius: Tensor, scale: Tensor, least: float) -> Pair:
     """max(values - theta, 0) with the theta that makes their sum the radius, and that sum.
 
     Newton's method from below, relative to the largest: far points lose no digits. Active sets
-    only shrink, so it ends. The values are in units of 1 / scale.
+    only shrink, so it ends. The values are in units of 1 / scale; theta is `least` or more.
     """
     top = values.amax(1, keepdim=True)
     below = torch.where(values == top, 0.0, (values - top) * scale)
     mean = (total(torch.maximum(below, -radius)) - radius) / values.shape[1]
-    theta = torch.maximum(mean, -radius)
+    theta = torch.maximum(mean, torch.fmax(-radius, (least - top) * scale))
     while True:
         active = below > theta
         count = active.sum(1, keepdim=True).double()

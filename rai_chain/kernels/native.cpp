@@ -808,11 +808,12 @@ struct Over {  // max(below - theta, 0) has the sum `whole`
 };
 
 // The theta that makes the sum of max(below - theta, 0) the radius; `below` is at most 0, and the
-// largest is. Newton's method from the left: active sets only shrink, so it ends.
-inline Over threshold(const double* below, i64 n, double radius, double* sums, int threads) {
+// largest is. Newton's method from the left, from -most: active sets only shrink, so it ends.
+inline Over threshold(const double* below, i64 n, double radius, double most, double* sums,
+                      int threads) {
     auto cut = [=](i64 i) { return below[i] < -radius ? -radius : below[i]; };
     double mean = (total(n, cut, sums, threads) - radius) / (double)n;
-    double theta = std::max(mean, -radius);
+    double theta = std::max(mean, -std::min(radius, most));
     for (;;) {
         i64 count = 0;
         for (i64 i = 0; i < n; i++) count += below[i] > theta;
@@ -851,7 +852,7 @@ void simplex_row(const typename F::Bits* x, const typename F::Bits*, typename F:
     if (!negative && std::fabs(sum - radius) <= F::eps * radius) return copy(x, y, n);
     for (i64 i = 0; i < n; i++)
         below[i] = below[i] == top ? 0.0 : (below[i] - top) * scale;
-    Over over = threshold(below, n, radius * scale, sums, threads);
+    Over over = threshold(below, n, radius * scale, INFINITY, sums, threads);
     double f = radius * scale / over.whole;
     for (i64 i = 0; i < n; i++) y[i] = F::put(over(below[i]) * f / scale);
 }
@@ -873,7 +874,7 @@ void l1_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
         double v = std::fabs(offset(i));
         below[i] = v == top ? 0.0 : (v - top) * scale;
     }
-    Over over = threshold(below, n, radius * scale, sums, threads);
+    Over over = threshold(below, n, radius * scale, top * scale, sums, threads);  // 0 stays 0
     double f = radius * scale / over.whole * INWARDS;
     for (i64 i = 0; i < n; i++) {
         double moved = over(below[i]) * f;

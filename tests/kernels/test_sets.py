@@ -198,7 +198,6 @@ def test_derivatives_at_ties_corners_and_radius_zero():
             assert grad(lambda r, f=function: f(x, r).sum())(r).isfinite()
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script.*")
 @pytest.mark.parametrize("function", [*BALLS.values(), sets.linf_ball])
 def test_derivatives_against_finite_differences(function):
     generator = torch.Generator().manual_seed(0)

@@ -80,7 +80,7 @@ def _l1(rows: Tensor, center: Tensor | None, radius: Tensor, size: int) -> Ask:
     far = (hi > 1e290 * near_one) & top.isfinite()
     scale = torch.where(far, near_one, fallback._unit(radius))
     over, whole = yield from _over_threshold(length, top, radius * scale, scale, size, 0.0)
-    share = radius * scale / whole * fallback.INWARDS
+    share = radius * scale / whole * fallback.INWARDS[rows.dtype]
     moved = torch.copysign(fallback._unscaled(over * share, scale), offset)
     outside = fallback.inwards(center, moved, rows.dtype)
     return torch.where(inside | (radius == torch.inf), rows, outside)
@@ -105,7 +105,9 @@ def _l2(rows: Tensor, center: Tensor | None, radius: Tensor) -> Ask:
     root = fallback.sqrt(torch.where(far, count, hi + lo))
     root = torch.where(top.isnan(), torch.nan, root)
     scale = fallback._unit(radius)
-    moved = fallback._unscaled(offset * (radius * scale / root * fallback.INWARDS), scale)
+    moved = fallback._unscaled(
+        offset * (radius * scale / root * fallback.INWARDS[rows.dtype]), scale
+    )
     outside = fallback.inwards(center, moved, rows.dtype)
     return torch.where(inside | (radius == torch.inf), rows, outside)
 

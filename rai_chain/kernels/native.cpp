@@ -893,11 +893,14 @@ void l1_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
     }
     Over over = threshold<F>(below, n, radius * scale, top * scale, sums, threads);  // 0 stays 0
     double f = radius * scale / over.whole * INWARDS<F>;
-    for (i64 i = 0; i < n; i++) {
-        double moved = over(below[i]) * f;
-        below[i] = std::copysign(unscaled(moved, scale), offset(i));
-    }
-    for (i64 i = 0; i < n; i++) y[i] = inwards<F, around>(center(i), below[i]);
+    auto move = [=](auto unscaled) {
+        for (i64 i = 0; i < n; i++) {
+            double moved = unscaled(over(below[i]) * f);
+            y[i] = inwards<F, around>(center(i), std::copysign(moved, offset(i)));
+        }
+    };
+    if (scale == 1.0) return move([](double moved) { return moved; });
+    move([=](double moved) { return unscaled(moved, scale); });
 }
 
 template <class F, bool around>
@@ -936,6 +939,10 @@ void l2_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
         for (i64 i = 0; i < n; i++) sum += std::fabs(offset(i)) == INFINITY;
     }
     double unit = unit_of(radius), f = radius * unit / std::sqrt(sum) * INWARDS<F>;
+    if (!far && scale == 1.0 && unit == 1.0) {  // the same for the usual row
+        for (i64 i = 0; i < n; i++) y[i] = inwards<F, around>(center(i), offset(i) * f);
+        return;
+    }
     for (i64 i = 0; i < n; i++) {
         double o = offset(i);
         if (far) o = std::fabs(o) == INFINITY ? std::copysign(1.0, o) : 0.0;

@@ -33,7 +33,7 @@ RATES = [0.01, 0.03, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2]
 SPARSITIES = [0.0, 0.9, 0.98, 0.995]
 HIDDEN, BATCH, HELD_OUT, MOMENTUM = 32, 64, 450, 0.8
 
-TX = chain(top_q(q=0.0, param_ndim=None), sgd(lr=0.1, momentum=MOMENTUM))
+TX = chain(top_q(q=0.0, param_ndim="tree"), sgd(lr=0.1, momentum=MOMENTUM))
 
 # ------------------------------------------------------------------ one network
 
@@ -81,7 +81,7 @@ def train_with_optimizer(
     params = {name: leaf.clone().requires_grad_() for name, leaf in start.items()}
     q, lr = hyperparams["q"].item(), hyperparams["lr"].item()
     optim = ChainedParamTransformingOptimizer(
-        top_q(q, param_ndim=None), params=list(params.values()), lr=lr, momentum=MOMENTUM
+        top_q(q, param_ndim="tree"), params=list(params.values()), lr=lr, momentum=MOMENTUM
     )
     for order in orders:
         optim.zero_grad()

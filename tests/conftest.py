@@ -1,3 +1,16 @@
 """Puts this folder on the path, so that the tests in its folders find `helpers`."""
 
+from pathlib import Path
+
+import pytest
+
 collect_ignore = ["clients"]  # `make test-clients` runs them, in an environment of its own
+SHORT_ROWS = pytest.mark.filterwarnings("ignore:.* keeps nothing of :UserWarning")
+
+
+def pytest_collection_modifyitems(items):
+    """Tests take selections through rows of one element; examples and documentation do not."""
+    for item in items:
+        own = item.path.is_relative_to(Path(__file__).parent)
+        if own and item.path.name != "test_examples.py":
+            item.add_marker(SHORT_ROWS)

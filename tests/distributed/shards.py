@@ -423,7 +423,7 @@ def traffic(world):
 def hook(world, folder):
     """Each rank's gradients through a pipeline, and their mean: as by hand, and little travels."""
     rank, faults, sent = dist.get_rank(), [], []
-    gather = dist.all_gather_into_tensor
+    gather = dist.all_gather_single
 
     def watched(out, x, *args, **kwargs):
         sent.append(x.numel() * x.element_size())
@@ -446,7 +446,7 @@ def hook(world, folder):
         model.register_comm_hook(state, pipeline_hook)
         return model
 
-    dist.all_gather_into_tensor = watched
+    dist.all_gather_single = watched
     made, alone = large(), large()
     state = PipelineState(pipeline(), made.named_parameters())
     model = wrapped(made, state)
@@ -479,7 +479,14 @@ def hook(world, folder):
         count = sum(p.numel() for p in made.parameters())
         if not 0 < sum(sent) < 0.25 * 8 * count or (step == 1 and len(sent) < 2):
             faults.append(f"step {step}: {sent} bytes of {8 * count}")
-    dist.all_gather_into_tensor = gather
+    for kept, gathers in ((1.0, True), (1.5, False)):  # a sum sends each twice, and no places
+        sent.clear()
+        state = PipelineState(rc.top_q(1 - kept / world, param_ndim=None), made.named_parameters())
+        model = wrapped(made, state)
+        loss(model, rank, 0).backward()
+        if bool(sent) != gathers:
+            faults.append(f"of {world} ranks {kept / world} of the gradients: {sent}")
+    dist.all_gather_single = gather
     model = wrapped(made, PipelineState(rc.sign(), made.named_parameters()))  # keeps nearly all
     loss(model, rank, 0).backward()
     if not all((p.grad * world == (p.grad * world).round()).all() for p in made.parameters()):

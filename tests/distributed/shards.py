@@ -28,18 +28,20 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 import rai_chain as rc
+from benchmarks import scale
 from rai_chain.distributed import PipelineState, pipeline_hook
 from rai_chain.optim import ChainedParamTransformingOptimizer
 
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]
-TRAINED = ("hook", "fsdp", "checkpoint", "resumed", "homes")
-SENT = Counter()
+TRAINED = ("hook", "replicas", "fsdp", "checkpoint", "resumed", "homes")
+SENT, SIZES = Counter(), []
 SLACK = (0, 4)  # FSDP's own sum of equal gradients is exact up to four of them
 _all_reduce = funcol.all_reduce
 
 
 def counted(x, *args, **kwargs):
-    SENT.update(collectives=1, bytes=x.numel() * x.element_size())
+    SIZES.append(x.numel() * x.element_size())
+    SENT.update(collectives=1, bytes=SIZES[-1])
     return _all_reduce(x, *args, **kwargs)
 
 
@@ -417,6 +419,25 @@ def traffic(world):
     return faults
 
 
+def cost(world):
+    """Ranks with equal shards send what benchmarks/scale.py counts, and get what it computes."""
+    mesh, faults = meshes(world)[0], []
+    some = scale.Shards((5000,)), scale.Shards((10, 100), 0, -1), scale.Shards((7, 300), 1, -1)
+    for link in scale.LINKS:
+        for shards in some:
+            SIZES.clear()
+            scale.use(link, shards, mesh, tensors=3)
+            sent = list(SIZES)
+            (shared,) = scale.use(link, shards, mesh)
+            with scale.alike() as counted_there:
+                (alone,) = scale.use(link, shards, mesh)
+            if sent != [3 * size for size in counted_there]:
+                faults.append(f"{link} of {shards}: {sent}, {counted_there} for one")
+            if not torch.equal(shared.to_local(), alone.to_local()):
+                faults.append(f"{link} of {shards}: other numbers")
+    return faults
+
+
 # ------------------------------------------------------------------ the hook of DDP
 
 
@@ -498,6 +519,45 @@ def hook(world, folder):
         except ValueError as error:
             faults += [] if "each parameter alone" in str(error) else [str(error)]
     return faults
+
+
+def replicas(world):
+    """Under DDP all ranks draw alike, whatever the seed of each; torch's own generator may not."""
+    rank, faults = dist.get_rank(), []
+
+    def drawn(generator):
+        options = {"q": 0.5, "dq": 0.3, "param_ndim": None, "lr": 0.1}
+        return lambda ps: rc.optim.TopQGradientOptimizer(ps, generator=generator, **options)
+
+    links = rc.top_q(0.5, 0.3, param_ndim=None), rc.add_noise(eta=0.1), rc.random_k(3)
+    makers = {
+        "links": lambda ps: ChainedParamTransformingOptimizer(*links, params=ps, lr=0.1),
+        "one seed": drawn(torch.Generator().manual_seed(3)),
+    }
+    for name, make in makers.items():
+        made = net()
+        start, model = of(made), DistributedDataParallel(made)
+        torch.manual_seed(rank)
+        optimizer, g = make(list(made.parameters())), torch.Generator().manual_seed(rank)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.randn(8, 6, generator=g)) ** 2).mean().backward()
+            optimizer.step()
+        low, high = of(made), of(made)
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if not torch.equal(low, high) or torch.equal(low, start):
+            faults.append(f"{name}: replicas differ, or nothing moves")
+    try:
+        drawn(None)(list(net().parameters()))
+        faults.append("no refusal")
+    except ValueError as error:
+        faults += [] if "same seed in each process" in str(error) else [str(error)]
+    return faults
+
+
+def of(made):
+    return torch.cat([p.detach().reshape(-1) for p in made.parameters()])
 
 
 # ------------------------------------------------------------------ FSDP2 and checkpoints
@@ -604,7 +664,9 @@ def cases(world, folder, long):
         "refusals": refusals,
         "seeded apart": seeded_apart,
         "traffic": traffic,
+        "cost": cost,
         "hook": partial(hook, folder=folder),
+        "replicas": replicas,
         "fsdp": fsdp,
         "checkpoint": partial(checkpoint, folder=f"{folder}/saved") if world == 2 else None,
         "resumed": partial(resumed, folder=f"{folder}/saved"),

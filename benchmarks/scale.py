@@ -181,16 +181,19 @@ def sent_by_hook(kept: float, ranks: int) -> float:
 # ------------------------------------------------------------------ tables and picture
 
 
+def short(value: float, *units: str) -> str:
+    """With two digits, in a unit that is 1000 times the one before."""
+    while value >= 999.5 and len(units) > 1:
+        value, units = value / 1000, units[1:]
+    return f"{value:.0f} {units[0]}" if value >= 9.95 else f"{value:.2g} {units[0]}"
+
+
 def amount(size: float) -> str:
-    """Bytes, with three digits."""
-    units = ["B", "kB", "MB", "GB", "TB"]
-    while size >= 999.5 and len(units) > 1:
-        size, units = size / 1000, units[1:]
-    return f"{size:.3g} {units[0]}"
+    return short(size, "B", "kB", "MB", "GB", "TB")
 
 
 def duration(time: float) -> str:
-    return f"{time:.3g} s" if time >= 1 else f"{1e3 * time:.3g} ms"
+    return short(1e3 * time, "ms", "s")
 
 
 def links_table() -> str:
@@ -212,7 +215,7 @@ def networks_table() -> str:
         "network, ranks",
         "tensors",
         "`top_q`",
-        "one tensor after the other",
+        "one by one",
         "`clip_by_global_norm`",
         "`l1_ball`",
         "gathered instead",

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -28,9 +29,15 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.nn.parallel import DistributedDataParallel
 
 import rai_chain as rc
-from benchmarks import scale
 from rai_chain.distributed import PipelineState, pipeline_hook
 from rai_chain.optim import ChainedParamTransformingOptimizer
+
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "links")]
+sys.path.append(str(TESTS.parent))
+import test_laws as laws_of_links  # noqa: E402
+
+from benchmarks import scale  # noqa: E402
 
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TRAINED = ("hook", "replicas", "fsdp", "checkpoint", "resumed", "homes")
@@ -161,6 +168,10 @@ EXACT = {
     "masked": lambda q, n: rc.masked(rc.top_q(q, param_ndim=n), lambda path: path != "1"),
     "lookahead": lambda q, n: rc.lookahead(rc.sgd(0.1), 2),
     "record": lambda q, n: rc.chain(rc.record("s", rc.sparsity), rc.top_q(q, param_ndim=n)),
+    "scheduled": lambda q, n: rc.chain(rc.scale(lambda step: 1 / (1 + step)), rc.top_k(3)),
+    "from_torch": lambda q, n: rc.chain(
+        rc.top_q(q, param_ndim=n), rc.from_torch(torch.optim.AdamW, lr=0.1)
+    ),
 }
 # To 4 ulps of the largest element: sums.
 CLOSE = {
@@ -244,6 +255,42 @@ def laws(kind, count, world):
             off = differs(x, full, 0 if exact else 4)
             if off or x.placements != p:
                 faults.append(f"{name} of {tuple(full.shape)} {dtype}, {p}, rows {n}: {off}")
+    return faults
+
+
+# What needs whole matrices, or whole rows, is refused; what asks for more than gradients is left.
+OF_MATRICES = {"group_l1_ball", "group_l1_ball, inside", "nuclear_ball", "nuclear_ball, inside"}
+OF_MATRICES |= {"orthogonal", "scale_by_factored_rms", "scale_by_muon"}
+OF_ROWS = {"normalize_std", "l1_ball", "l1_ball, behind", "l2_ball", "l2_ball, behind"}  # in a box
+ELSEWHERE = {"differentially_private_aggregate", "sam", "scale_by_polyak"}
+
+
+def every_link(world):
+    """All that is exported, as tests/links has it: what one process does, or refused by name."""
+    mesh, faults, shapes = meshes(world)[0], [], [(5, 7), (6,), (3, 4, 2)]
+    params, grads = (
+        [
+            torch.randn(s, generator=torch.Generator().manual_seed(at + i))
+            for i, s in enumerate(shapes)
+        ]
+        for at in (0, 10)
+    )
+    for name in [n for n in laws_of_links.NAMES if n not in ELSEWHERE]:
+        for dims in ((1, 0, 1), (0, 0, 0)):
+            tx, where = laws_of_links.make(name), [[Shard(d)] for d in dims]
+            expected = use(tx, params, grads)
+            mine = [
+                [cut(x, mesh, p) for x, p in zip(xs, where, strict=True)] for xs in (params, grads)
+            ]
+            whole = name in OF_MATRICES or name.endswith(", tree")
+            try:
+                found = use(tx, *mine)
+            except NotImplementedError as error:
+                known = whole or (name in OF_ROWS and dims[0] == 1)
+                faults += [] if known and "ranks share" in str(error) else [f"{name}: {error}"]
+                continue
+            off = [differs(x, full, 4) for x, full in zip(found, expected, strict=True)]
+            faults += [f"{name} cut by {dims}: {off}"] if any(off) or whole else []
     return faults
 
 
@@ -388,11 +435,14 @@ def traffic(world):
     full = [torch.randn(5, 300 + i, generator=torch.Generator().manual_seed(i)) for i in range(6)]
     x = [cut(g, mesh, [Shard(1)]) for g in full]
     y = [cut(g, mesh, [Shard(0)]) for g in full]
+    short = [cut(g[:, : 30 + i], mesh, [Shard(1)]) for i, g in enumerate(full)]
     rules = [
         ("whole rows", rc.chain(rc.top_q(0.9), rc.normalize(), rc.l1_ball(1.0)), y, 0),
         ("elements", rc.chain(rc.sign(), rc.ema(0.9), rc.add_noise(std=0.1)), x, 0),
         ("selection", rc.top_q(0.9), x, 4),
         ("selection of whole tensors", rc.top_q(0.9, param_ndim=None), y, 4),
+        ("selection of short rows too", rc.top_q(0.9), [*x, *short], 4),
+        ("selection of short rows alone", rc.top_q(0.9), short, 2),
         ("norm", rc.normalize(), x, 1),
         ("mean", rc.centralize(), x, 1),
         ("global norm", rc.clip_by_global_norm(1.0), x, 1),
@@ -659,6 +709,7 @@ def cases(world, folder, long):
     found = {
         "laws of what is exact": partial(laws, "exact", count),
         "laws of sums": partial(laws, "close", count),
+        "every link": every_link,
         "homes": homes,
         "drawn alike": drawn_alike,
         "refusals": refusals,

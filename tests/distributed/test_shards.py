@@ -23,6 +23,7 @@ WORLDS = (2, 1, 4, 8) if LONG else (2, 1)
 CASES = (
     "laws of what is exact",
     "laws of sums",
+    "every link",
     "homes",
     "drawn alike",
     "refusals",

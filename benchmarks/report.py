@@ -116,9 +116,10 @@ def _cases(cases: Sequence[str]) -> str:
 
 def _line(label: str, figures: Sequence[Figure], checked: Sequence[Result]) -> str:
     first = figures[0]
-    bounds = list(dict.fromkeys("-" if f.bound is None else f"{f.bound:.3g}" for f in figures))
+    bounds = ["-" if f.bound is None else f"{f.bound:.3g}" for f in figures]
+    bounds = bounds[:1] if len(set(bounds)) == 1 else bounds
     sign = "≥" if first.at_least else "≤"
-    target = "" if first.bound is None else f"{sign} {' / '.join(bounds)} {first.unit}".rstrip()
+    target = "" if bounds == ["-"] else f"{sign} {' / '.join(bounds)} {first.unit}".rstrip()
     values = [f.value for f in figures]
     measured = " / ".join("-" if v is None else number(v.median) for v in values)
     known = [v for v in values if v is not None and v.median and v.count > 1]
@@ -144,7 +145,7 @@ def _verdict(figures: Sequence[Figure], inexact: Sequence[str]) -> str:
     notes = sorted({f.note for f in figures if f.value is None and f.note})
     if notes:
         return "; ".join(notes)
-    return "reached" if all(f.reached for f in figures) else ""
+    return "reached" if any(f.reached for f in figures) else ""
 
 
 # ------------------------------------------------------------------ JSON
@@ -153,7 +154,7 @@ def _verdict(figures: Sequence[Figure], inexact: Sequence[str]) -> str:
 def machine() -> dict[str, Any]:
     """What the figures depend on."""
     features: Any = np.show_config(mode="dicts")
-    packages = ("torch", "numpy", "torchopt", "rai_toolbox", "rai_chain")
+    packages = ("torch", "numpy", "torchopt", "rai_toolbox", "foolbox", "rai_chain")
     return {
         "machine": f"{platform.system()} {platform.machine()}",
         "processor": _processor(),

@@ -229,7 +229,6 @@ def test_it_compiles_as_one_graph():
     assert len(graphs) == 1
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_derivatives_go_through_it():
     x0 = torch.tensor([0.3, -0.7], dtype=torch.float64)
 

@@ -21,7 +21,9 @@ BITS = {
 INF = {t: int(torch.tensor(torch.inf, dtype=t, device="cpu").view(b)) for t, b in BITS.items()}
 BLOCK = 1024  # terms that are added up by halving
 CHUNK = 1 << 17  # elements worked on at once: they stay in cache
-INWARDS = 1.0 - 2.0**-50  # outweighs the roundings of float64 on the way to a point of a ball
+# Outweighs the roundings on the way to a point of a ball: those of float64, where sums are in twice
+# that; those of sums in float64, where points are coarser by far.
+INWARDS = {t: 1.0 - 2.0 ** (-50 if t is torch.float64 else -46) for t in BITS}
 
 Pair = tuple[Tensor, Tensor]  # a sum, and what rounding lost of it
 
@@ -203,7 +205,7 @@ def _simplex(rows: Tensor, _: Tensor | None, radius: Tensor) -> Tensor:
     values = rows.double()
     near = (total(values) - radius).abs() <= torch.finfo(rows.dtype).eps * radius
     scale = _unit(radius)
-    over, whole = _over_threshold(values, radius * scale, scale)
+    over, whole = _over_threshold(values, radius * scale, scale, -torch.inf, rows.dtype)
     nearest = (over * (radius * scale / whole)) / scale
     return torch.where(near & (rows >= 0).all(1, keepdim=True), rows, nearest.to(rows.dtype))
 
@@ -215,8 +217,9 @@ def _l1(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
     inside = (hi - radius) + lo <= 0.0
     far = power_of_two(size.amax(1, keepdim=True))
     scale = torch.where((hi > 1e290) & size.isfinite().all(1, True), far, _unit(radius))
-    over, whole = _over_threshold(size, radius * scale, scale)
-    moved = torch.copysign(_unscaled(over * (radius * scale / whole * INWARDS), scale), offset)
+    over, whole = _over_threshold(size, radius * scale, scale, 0.0, rows.dtype)
+    share = radius * scale / whole * INWARDS[rows.dtype]
+    moved = torch.copysign(_unscaled(over * share, scale), offset)
     return torch.where(inside | (radius == torch.inf), rows, inwards(center, moved, rows.dtype))
 
 
@@ -232,9 +235,10 @@ def _l2(rows: Tensor, center: Tensor | None, radius: Tensor) -> Tensor:
     ends = offset.isinf()  # the limit: infinite elements are equally large, the rest is nothing
     far = ends.any(1, keepdim=True) & (hi == torch.inf)
     offset = torch.where(far, torch.where(ends, offset.sign(), 0.0), offset)
-    root = sqrt(torch.where(far, ends.sum(1, keepdim=True).double(), hi + lo))
+    whole = hi + lo if rows.dtype == torch.float64 else total(offset * offset)
+    root = sqrt(torch.where(far, ends.sum(1, keepdim=True).double(), whole))
     scale = _unit(radius)
-    moved = _unscaled(offset * (radius * scale / root * INWARDS), scale)
+    moved = _unscaled(offset * (radius * scale / root * INWARDS[rows.dtype]), scale)
     return torch.where(inside | (radius == torch.inf), rows, inwards(center, moved, rows.dtype))
 
 
@@ -249,24 +253,30 @@ def offset_of(rows: Tensor, center: Tensor | None) -> Pair:
     return two_sum(rows.double(), -center.double())
 
 
-def _over_threshold(values: Tensor, radius: Tensor, scale: Tensor) -> Pair:
+def _over_threshold(
+    values: Tensor, radius: Tensor, scale: Tensor, least: float, dtype: torch.dtype
+) -> Pair:
     """max(values - theta, 0) with the theta that makes their sum the radius, and that sum.
 
     Newton's method from below, relative to the largest: far points lose no digits. Active sets
-    only shrink, so it ends. The values are in units of 1 / scale.
+    only shrink, so it ends. The values are in units of 1 / scale; theta is `least` or more.
     """
     top = values.amax(1, keepdim=True)
     below = torch.where(values == top, 0.0, (values - top) * scale)
     mean = (total(torch.maximum(below, -radius)) - radius) / values.shape[1]
-    theta = torch.maximum(mean, -radius)
+    theta = torch.maximum(mean, torch.fmax(-radius, (least - top) * scale))
     while True:
         active = below > theta
         count = active.sum(1, keepdim=True).double()
         step = (total(torch.where(active, below, 0.0)) - radius) / count
         if not bool((step > theta).any()):
             over = (below - theta).clamp(min=0.0)
-            hi, lo = exact_total(over, torch.zeros_like(over))
-            return over, (hi + lo).clamp(min=torch.finfo(torch.float64).tiny)
+            if dtype == torch.float64:
+                hi, lo = exact_total(over, torch.zeros_like(over))
+                whole = hi + lo
+            else:
+                whole = total(over)
+            return over, whole.clamp(min=torch.finfo(torch.float64).tiny)
         theta = torch.where(step > theta, step, theta)
 
 

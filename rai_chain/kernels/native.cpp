@@ -58,7 +58,7 @@ struct F64 {
     using Key = u64;
     static constexpr u64 inf = 0x7ff0000000000000;
     static constexpr double eps = DBL_EPSILON;
-    static constexpr bool squares_are_exact = false;
+    static constexpr bool wide = true;
     static INLINE double get(u64 b) { return as<double>(b); }
     static INLINE u64 put(double v) { return as<u64>(v); }
 };
@@ -68,7 +68,7 @@ struct F32 {
     using Key = u32;
     static constexpr u32 inf = 0x7f800000;
     static constexpr double eps = FLT_EPSILON;
-    static constexpr bool squares_are_exact = true;
+    static constexpr bool wide = false;  // its squares are exact in float64
     static INLINE double get(u32 b) { return as<float>(b); }
     static INLINE u32 put(double v) { return as<u32>((float)v); }
 };
@@ -78,7 +78,7 @@ struct BF16 {
     using Key = u32;
     static constexpr u16 inf = 0x7f80;
     static constexpr double eps = 0x1p-7;
-    static constexpr bool squares_are_exact = true;
+    static constexpr bool wide = false;  // its squares are exact in float64
     static INLINE double get(u16 b) { return as<float>((u32)b << 16); }
     static INLINE u16 put(double v) {
         u32 b = as<u32>((float)v);
@@ -91,7 +91,7 @@ struct F16 {
     using Key = u32;
     static constexpr u16 inf = 0x7c00;
     static constexpr double eps = 0x1p-10;
-    static constexpr bool squares_are_exact = true;
+    static constexpr bool wide = false;  // its squares are exact in float64
     static INLINE double get(u16 b) {
         u32 m = b & 0x7fff;  // by integers: no denormal number that a processor may flush
         u32 usual = (m << 13) + (m < inf ? 0x38000000 : 0x7f800000 - (inf << 13));
@@ -184,7 +184,11 @@ inline double power_of_two(double big) {
     return std::ldexp(1.0, -std::max(-1000, std::min(1000, exponent)));
 }
 
-constexpr double INWARDS = 1 - 0x1p-50;  // outweighs the roundings on the way to a point of a ball
+// Outweighs the roundings on the way to a point of a ball: those of float64, where sums are in
+// twice that; those of sums in float64, where points are coarser by far.
+template <class F> constexpr double INWARDS = 1 - (F::wide ? 0x1p-50 : 0x1p-46);
+// Nearer than this to its bound, relative to it, a sum is added up in twice the precision.
+template <class F> constexpr double NEAR = F::wide ? INFINITY : 0x1p-45;
 
 // The scale in which a radius and its parts are no denormal numbers.
 inline double unit_of(double radius) { return radius < 1e-180 ? 0x1p600 : 1.0; }
@@ -808,11 +812,12 @@ struct Over {  // max(below - theta, 0) has the sum `whole`
 };
 
 // The theta that makes the sum of max(below - theta, 0) the radius; `below` is at most 0, and the
-// largest is. Newton's method from the left: active sets only shrink, so it ends.
-inline Over threshold(const double* below, i64 n, double radius, double* sums, int threads) {
+// largest is. Newton's method from the left, from -most: active sets only shrink, so it ends.
+template <class F>
+Over threshold(const double* below, i64 n, double radius, double most, double* sums, int threads) {
     auto cut = [=](i64 i) { return below[i] < -radius ? -radius : below[i]; };
     double mean = (total(n, cut, sums, threads) - radius) / (double)n;
-    double theta = std::max(mean, -radius);
+    double theta = std::max(mean, -std::min(radius, most));
     for (;;) {
         i64 count = 0;
         for (i64 i = 0; i < n; i++) count += below[i] > theta;
@@ -822,8 +827,13 @@ inline Over threshold(const double* below, i64 n, double radius, double* sums, i
         theta = step;
     }
     Over over{theta, 0.0};
-    Pair sum = total(n, [=](i64 i) { return Pair{over(below[i]), 0.0}; }, sums, threads);
-    over.whole = std::max(sum.hi + sum.lo, DBL_MIN);
+    if (F::wide) {
+        Pair sum = total(n, [=](i64 i) { return Pair{over(below[i]), 0.0}; }, sums, threads);
+        over.whole = sum.hi + sum.lo;
+    } else {
+        over.whole = total(n, [=](i64 i) { return over(below[i]); }, sums, threads);
+    }
+    over.whole = std::max(over.whole, DBL_MIN);
     return over;
 }
 
@@ -851,7 +861,7 @@ void simplex_row(const typename F::Bits* x, const typename F::Bits*, typename F:
     if (!negative && std::fabs(sum - radius) <= F::eps * radius) return copy(x, y, n);
     for (i64 i = 0; i < n; i++)
         below[i] = below[i] == top ? 0.0 : (below[i] - top) * scale;
-    Over over = threshold(below, n, radius * scale, sums, threads);
+    Over over = threshold<F>(below, n, radius * scale, INFINITY, sums, threads);
     double f = radius * scale / over.whole;
     for (i64 i = 0; i < n; i++) y[i] = F::put(over(below[i]) * f / scale);
 }
@@ -862,24 +872,35 @@ void l1_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
     double *below = memory, *sums = memory + n;
     auto center = [=](i64 i) { return around ? F::get(c[i]) : 0.0; };
     auto offset = [=](i64 i) { return around ? F::get(x[i]) - F::get(c[i]) : F::get(x[i]); };
-    Pair size = total(n, [=](i64 i) {
-        Pair o = around ? two_sum(F::get(x[i]), -center(i)) : Pair{F::get(x[i]), 0.0};
-        return Pair{std::fabs(o.hi), o.hi < 0.0 ? -o.lo : o.lo};
-    }, sums, threads);
-    if (radius == INFINITY || (size.hi - radius) + size.lo <= 0.0) return copy(x, y, n);
+    double size, excess = NAN;
+    if (!F::wide) {
+        size = total(n, [=](i64 i) { return std::fabs(offset(i)); }, sums, threads);
+        excess = size - radius;
+    }
+    if (!(std::fabs(excess) > NEAR<F> * radius)) {
+        Pair sum = total(n, [=](i64 i) {
+            Pair o = around ? two_sum(F::get(x[i]), -center(i)) : Pair{F::get(x[i]), 0.0};
+            return Pair{std::fabs(o.hi), o.hi < 0.0 ? -o.lo : o.lo};
+        }, sums, threads);
+        size = sum.hi, excess = (sum.hi - radius) + sum.lo;
+    }
+    if (radius == INFINITY || excess <= 0.0) return copy(x, y, n);
     double top = largest(n, offset);
-    double scale = size.hi > 1e290 && top < INFINITY ? power_of_two(top) : unit_of(radius);
+    double scale = size > 1e290 && top < INFINITY ? power_of_two(top) : unit_of(radius);
     for (i64 i = 0; i < n; i++) {
         double v = std::fabs(offset(i));
         below[i] = v == top ? 0.0 : (v - top) * scale;
     }
-    Over over = threshold(below, n, radius * scale, sums, threads);
-    double f = radius * scale / over.whole * INWARDS;
-    for (i64 i = 0; i < n; i++) {
-        double moved = over(below[i]) * f;
-        below[i] = std::copysign(unscaled(moved, scale), offset(i));
-    }
-    for (i64 i = 0; i < n; i++) y[i] = inwards<F, around>(center(i), below[i]);
+    Over over = threshold<F>(below, n, radius * scale, top * scale, sums, threads);  // 0 stays 0
+    double f = radius * scale / over.whole * INWARDS<F>;
+    auto move = [=](auto unscaled) {
+        for (i64 i = 0; i < n; i++) {
+            double moved = unscaled(over(below[i]) * f);
+            y[i] = inwards<F, around>(center(i), std::copysign(moved, offset(i)));
+        }
+    };
+    if (scale == 1.0) return move([](double moved) { return moved; });
+    move([=](double moved) { return unscaled(moved, scale); });
 }
 
 template <class F, bool around>
@@ -889,26 +910,39 @@ void l2_row(const typename F::Bits* x, const typename F::Bits* c, typename F::Bi
     auto offset = [=](i64 i) { return around ? F::get(x[i]) - F::get(c[i]) : F::get(x[i]); };
     auto squares = [=](double scale) {
         return total(n, [=](i64 i) {
-            if (!around && F::squares_are_exact) return Pair{offset(i) * offset(i), 0.0};
+            if (!around && !F::wide) return Pair{offset(i) * offset(i), 0.0};
             Pair o = around ? two_sum(F::get(x[i]), -center(i)) : Pair{F::get(x[i]), 0.0};
             o = {o.hi * scale, o.lo * scale};
             Pair q = square(o.hi);
             return Pair{q.hi, q.lo + 2.0 * o.hi * o.lo};
         }, memory, threads);
     };
-    Pair sum = squares(1.0);
-    double scale = scale_of_squares(n, offset, sum.hi);
-    if (scale != 1.0) sum = squares(scale);
-    Pair bound = square(std::min(radius * scale, 1e150));
-    if (radius == INFINITY || (sum.hi - bound.hi) + (sum.lo - bound.lo) <= 0.0)
-        return copy(x, y, n);
-    bool far = sum.hi == INFINITY;  // the limit: infinite elements are equally large, the rest 0
-    if (far) {
-        double count = 0.0;
-        for (i64 i = 0; i < n; i++) count += std::fabs(offset(i)) == INFINITY;
-        sum = {count, 0.0};
+    double sum, scale = 1.0, excess = NAN;
+    Pair bound = square(std::min(radius, 1e150));
+    if (!F::wide) {
+        sum = total(n, [=](i64 i) { return offset(i) * offset(i); }, memory, threads);
+        excess = sum - bound.hi;
     }
-    double unit = unit_of(radius), f = radius * unit / std::sqrt(sum.hi + sum.lo) * INWARDS;
+    if (!(std::fabs(excess) > NEAR<F> * bound.hi)) {
+        Pair whole = squares(1.0);
+        if (F::wide && (scale = scale_of_squares(n, offset, whole.hi)) != 1.0) {
+            whole = squares(scale);
+            bound = square(std::min(radius * scale, 1e150));
+        }
+        if (F::wide) sum = whole.hi + whole.lo;
+        excess = (whole.hi - bound.hi) + (whole.lo - bound.lo);
+    }
+    if (radius == INFINITY || excess <= 0.0) return copy(x, y, n);
+    bool far = sum == INFINITY;  // the limit: infinite elements are equally large, the rest 0
+    if (far) {
+        sum = 0.0;
+        for (i64 i = 0; i < n; i++) sum += std::fabs(offset(i)) == INFINITY;
+    }
+    double unit = unit_of(radius), f = radius * unit / std::sqrt(sum) * INWARDS<F>;
+    if (!far && scale == 1.0 && unit == 1.0) {  // the same for the usual row
+        for (i64 i = 0; i < n; i++) y[i] = inwards<F, around>(center(i), offset(i) * f);
+        return;
+    }
     for (i64 i = 0; i < n; i++) {
         double o = offset(i);
         if (far) o = std::fabs(o) == INFINITY ? std::copysign(1.0, o) : 0.0;

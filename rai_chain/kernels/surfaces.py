@@ -109,7 +109,7 @@ def group_l1_ball(rows: Tensor, radius: Any) -> Tensor:
     ways = _direction(rows.double())
     size = row_norm(ways, 2)
     moved = ways * (kept / torch.where(size == 0, 1.0, size))
-    value = fallback.inwards(None, moved.detach() * fallback.INWARDS, rows.dtype)
+    value = fallback.inwards(None, moved.detach() * fallback.INWARDS[rows.dtype], rows.dtype)
     return torch.where((kept == norms).all(), rows, with_slope(value, moved))
 
 

@@ -136,7 +136,8 @@ def on_simplex(row, scale):
 
 def simplex(got, row, dtype, scale):
     right, number = on_simplex(list(map(whole, row)), whole(scale))
-    near(got, [ratio(v, number << SHIFT) for v in right], dtype, 1.01, scale, 0.51)
+    ulps = max(1.01, number / 2) if dtype == torch.float64 else 1.01  # roundings of the threshold
+    near(got, [ratio(v, number << SHIFT) for v in right], dtype, ulps, scale, 0.51)
 
 
 def ball(got, row, dtype, p, epsilon, center):
@@ -151,7 +152,9 @@ def ball(got, row, dtype, p, epsilon, center):
         moved = [s if v > 0 else -s for s, v in zip(lengths, offset, strict=True)]
         right = [ratio(c * n + v, n << SHIFT) for v in moved]
         ulps = max(8, n / 2) if dtype == torch.float64 else 8  # n roundings of the threshold
-        near(got, right, dtype, ulps, max(abs(center or 0.0), epsilon), 1.01)
+        digits = torch.finfo(torch.float64).eps / torch.finfo(dtype).eps  # offsets are float64
+        far = digits * max(map(abs, row)) if center else 0.0
+        near(got, right, dtype, ulps, max(abs(center or 0.0), epsilon, far), 1.01)
     elif epsilon > 1e-300:  # a float64 norm below has few digits
         units = unit([ratio(v, 1 << SHIFT + 9) for v in offset], 2)[1]
         right = [ratio((c << SHIFT) + whole(u) * radius, 1 << 2 * SHIFT) for u in units]

@@ -208,7 +208,6 @@ def leaves(kind, seed):
     return [v.requires_grad_() for v in (*parts, torch.tensor(1.3, dtype=F64))]
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script.*")
 @both
 @pytest.mark.parametrize("kind", ["around", "anywhere", "open"])
 def test_the_derivative_of_everything_by_finite_differences(p, kind):

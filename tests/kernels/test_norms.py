@@ -104,7 +104,6 @@ def test_derivatives(p, magnitude):
     assert torch.equal(d(zero), zero) and torch.equal(second(zero), zero)
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script.*")
 @pytest.mark.parametrize("link", [rc.normalize(2), rc.normalize(1), rc.clip_by_norm(0.5)])
 def test_links_have_derivatives_of_two_orders(link):
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

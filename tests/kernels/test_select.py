@@ -203,7 +203,6 @@ def square(x: Tensor, k: int | Tensor = 3) -> Tensor:
     return (keep_largest(x, k) ** 2).sum()
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script.*")
 def test_derivatives() -> None:
     x = make("normal", (4, 3, 9), torch.float64)
     expected = 2 * torch.stack([keep_largest(a, 3) for a in x])

@@ -66,6 +66,19 @@ def test_simplex_in_exact_arithmetic(dtype):
             assert error <= 1.01 * eps * scale + tiny
 
 
+@pytest.mark.parametrize("p", [1, 2])
+def test_a_zero_stays_zero_where_a_row_is_hardly_outside(p):
+    moved = 0
+    for seed in range(200):
+        x = torch.randn(1, 40, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+        x[:, ::2] = 0.0
+        size = torch.linalg.vector_norm(x, p).item()
+        y = BALLS[p](x, math.nextafter(size, 0.0))
+        assert (y[:, ::2] == 0).all()
+        moved += not torch.equal(x, y)
+    assert moved > 50
+
+
 @dtypes
 @pytest.mark.parametrize("p", [1, 2])
 @pytest.mark.parametrize("around", [False, True])
@@ -185,7 +198,6 @@ def test_derivatives_at_ties_corners_and_radius_zero():
             assert grad(lambda r, f=function: f(x, r).sum())(r).isfinite()
 
 
-@pytest.mark.filterwarnings("ignore:.*jit.script.*")
 @pytest.mark.parametrize("function", [*BALLS.values(), sets.linf_ball])
 def test_derivatives_against_finite_differences(function):
     generator = torch.Generator().manual_seed(0)

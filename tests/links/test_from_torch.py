@@ -244,7 +244,6 @@ DERIVED: list[tuple[type[Optimizer], dict[str, Any], set[str]]] = [  # right, no
 ]
 NUMBERS = {"lr", "momentum", "dampening", "weight_decay", "betas", "eps", "alpha", "rho"}
 NUMBERS |= {"lr_decay", "momentum_decay", "lambd"}
-torch_scripts = pytest.mark.filterwarnings("ignore:`torch.jit.script` is dep:DeprecationWarning")
 
 
 @pytest.fixture
@@ -258,7 +257,6 @@ def finite_difference(f: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return (f(x + 1e-6) - f(x - 1e-6)) / 2e-6
 
 
-@torch_scripts
 @pytest.mark.parametrize(("kind", "options", "right"), DERIVED, ids=name_of)
 def test_derivatives_are_right_or_refused(
     kind: Any, options: dict[str, Any], right: set[str], double: Any
@@ -352,7 +350,6 @@ class WithData(SGD):
             p.data.sub_(p.grad)
 
 
-@torch_scripts
 @pytest.mark.parametrize("kind", [Detaching, Reading, WithoutGrad, WithData])
 def test_a_lost_derivative_is_refused(kind: Any) -> None:
     tx = from_torch(kind, differentiable=True)

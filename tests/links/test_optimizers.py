@@ -179,7 +179,6 @@ NAMES = ["sgd", "momentum", "nesterov", "adam", "amsgrad", "adamw", "rmsprop", "
 NAMES += ["adagrad", "adadelta", "adamax", "nadam", "radam", "adabelief", "yogi", "adan"]
 NAMES += ["lamb", "lars", "rprop"]
 # torch scripts some derivatives of forward mode, which it deprecates itself
-jvp = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 
 
 def paired(values: dict[str, Any]) -> dict[str, Any]:
@@ -276,7 +275,6 @@ def loss_of(make: Any, names: list[str], steps: int = 4) -> Callable[..., Tensor
     return loss
 
 
-@jvp
 @each
 def test_hypergradients(make: Any, values: dict[str, float]) -> None:
     loss = loss_of(make, list(values))
@@ -290,7 +288,6 @@ def test_hypergradients(make: Any, values: dict[str, float]) -> None:
     torch.testing.assert_close(tuple(g[0] for g in together), found)
 
 
-@jvp
 @each
 def test_derivative_in_the_parameters(make: Any, values: dict[str, float]) -> None:
     def loss(w: Tensor) -> Tensor:

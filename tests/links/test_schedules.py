@@ -214,7 +214,6 @@ def test_options_may_be_tensors_under_vmap_and_grad() -> None:
     assert grad(value)(starts[0], lengths[0]) == cosine(1, 2)
 
 
-@pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
 def test_in_a_link_it_is_the_value_of_each_step() -> None:
     lr, bound = cosine_decay_schedule(0.3, 6), linear_schedule(1.0, 0.1, 5)
     tx, plain = chain(clamp(-1.0, bound), sgd(lr, momentum=0.5)), chain(clamp(-1.0), sgd(0.1, 0.5))

@@ -887,7 +887,7 @@ def strict(group=None, inner=Adam, **kwargs):
     return Chain(*members, params=[group or {"params": leaf(2, 3)}], InnerOpt=inner, **kwargs)
 
 
-def refused(call, optimizer, match=r"must|ambiguous"):
+def refused(call, optimizer, match):
     before = snapshot(optimizer)
     with pytest.raises((TypeError, ValueError), match=match):
         call()
@@ -896,18 +896,20 @@ def refused(call, optimizer, match=r"must|ambiguous"):
 
 @pytest.mark.parametrize("bad", BAD_VALUES.values(), ids=BAD_VALUES)
 def test_a_bad_value_is_refused_wherever_it_enters(bad):
+    (key,) = bad
+    words = f"`{key.removeprefix('clamp_0.')}` (must|is ambiguous)"
     optimizer = strict()
     steps(optimizer, 2)
-    refused(lambda: strict({"params": leaf(2, 3), **bad}), optimizer)
-    refused(lambda: optimizer.add_param_group({"params": leaf(2, 3), **bad}), optimizer)
+    refused(lambda: strict({"params": leaf(2, 3), **bad}), optimizer, words)
+    refused(lambda: optimizer.add_param_group({"params": leaf(2, 3), **bad}), optimizer, words)
     state = copy.deepcopy(optimizer.state_dict())
     state["param_groups"][0].update(bad)
-    refused(lambda: optimizer.load_state_dict(state), optimizer)
+    refused(lambda: optimizer.load_state_dict(state), optimizer, words)
     optimizer.param_groups[0].update(bad)
     give_grads(parameters(optimizer))
-    refused(optimizer.step, optimizer)
+    refused(optimizer.step, optimizer, words)
     inner = Adam([leaf(2, 3)])
-    refused(lambda: strict(inner=inner, defaults=dict(bad)), inner)
+    refused(lambda: strict(inner=inner, defaults=dict(bad)), inner, words)
 
 
 def test_bad_gradients_are_refused():
@@ -948,14 +950,15 @@ def folded(rows, width=2):
 
 
 def test_a_parameter_link_that_cannot_apply_is_refused_at_registration():
-    with pytest.raises(ValueError, match=r"`folded\(width=2\)` must apply.*Got: \(3,\)"):
+    words = r"`folded\(width=2\)` must apply.*Got: \(3,\)"
+    with pytest.raises(ValueError, match=words):
         Chain(folded(), params=[leaf(3)], param_ndim=None)
     optimizer = Chain(folded(), params=[leaf(10)], param_ndim=None)
     steps(optimizer, 1)
-    refused(lambda: optimizer.add_param_group({"params": leaf(3)}), optimizer)
+    refused(lambda: optimizer.add_param_group({"params": leaf(3)}), optimizer, words)
     before = [leaf(3)]
     inner = SGD(before)
-    refused(lambda: Chain(folded(), InnerOpt=inner, param_ndim=None), inner)
+    refused(lambda: Chain(folded(), InnerOpt=inner, param_ndim=None), inner, words)
     with pytest.raises(ValueError, match="must have the tree structure"):
         Chain(rc.linf_ball([1.0, 2.0, 3.0]), params=[leaf(3)])
 
@@ -982,7 +985,9 @@ def test_a_state_of_another_chain_is_refused():
         made(drawn, summed(), shape=(3, 2)),
     ):
         state = other.state_dict()
-        refused(lambda state=state: optimizer.load_state_dict(state), optimizer)
+        refused(
+            lambda state=state: optimizer.load_state_dict(state), optimizer, "must be of this chain"
+        )
     two = Chain(drawn, params=[{"params": leaf(3)}, {"params": leaf(3)}])
     with pytest.raises(ValueError, match="param"):
         optimizer.load_state_dict(two.state_dict())

@@ -67,7 +67,7 @@ def _simplex(rows: Tensor, radius: Tensor, size: int) -> Ask:
     top, sums = yield [("max", _largest(values)), ("sum", sums)]
     near = (sums[:, :1] - radius).abs() <= torch.finfo(rows.dtype).eps * radius
     scale = fallback._unit(radius)
-    over, whole = yield from _over_threshold(values, top, radius * scale, scale, size)
+    over, whole = yield from _over_threshold(values, top, radius * scale, scale, size, -torch.inf)
     nearest = (over * (radius * scale / whole)) / scale
     return torch.where(near & (sums[:, 1:] == 0), rows, nearest.to(rows.dtype))
 
@@ -83,8 +83,8 @@ def _l1(rows: Tensor, center: Tensor | None, radius: Tensor, size: int) -> Ask:
     inside = ((hi - radius * near_one) + lo <= 0.0) & top.isfinite()
     far = (hi > 1e290 * near_one) & top.isfinite()
     scale = torch.where(far, near_one, fallback._unit(radius))
-    over, whole = yield from _over_threshold(length, top, radius * scale, scale, size)
-    share = radius * scale / whole * fallback.INWARDS
+    over, whole = yield from _over_threshold(length, top, radius * scale, scale, size, 0.0)
+    share = radius * scale / whole * fallback.INWARDS[rows.dtype]
     moved = torch.copysign(fallback._unscaled(over * share, scale), offset)
     outside = fallback.inwards(center, moved, rows.dtype)
     return torch.where(inside | (radius == torch.inf), rows, outside)
@@ -109,18 +109,21 @@ def _l2(rows: Tensor, center: Tensor | None, radius: Tensor) -> Ask:
     root = fallback.sqrt(torch.where(far, count, hi + lo))
     root = torch.where(top.isnan(), torch.nan, root)
     scale = fallback._unit(radius)
-    moved = fallback._unscaled(offset * (radius * scale / root * fallback.INWARDS), scale)
+    moved = fallback._unscaled(
+        offset * (radius * scale / root * fallback.INWARDS[rows.dtype]), scale
+    )
     outside = fallback.inwards(center, moved, rows.dtype)
     return torch.where(inside | (radius == torch.inf), rows, outside)
 
 
 def _over_threshold(
-    values: Tensor, top: Tensor, radius: Tensor, scale: Tensor, size: int
+    values: Tensor, top: Tensor, radius: Tensor, scale: Tensor, size: int, least: float
 ) -> Generator[list[Wish], list[Tensor], Pair]:
     """As the one of `fallback`: max(values - theta, 0) that sums to the radius, and that sum."""
     below = torch.where(values == top, 0.0, (values - top) * scale)
     (mean,) = yield [("sum", _sum(torch.maximum(below, -radius)))]
-    theta = torch.maximum((mean - radius) / size, -radius)
+    first = torch.fmax(-radius, (least - top) * scale)
+    theta = torch.maximum((mean - radius) / size, first)
     while True:
         active = below > theta
         sums = [active.sum(1, keepdim=True).double(), _sum(torch.where(active, below, 0.0))]

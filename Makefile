@@ -37,6 +37,7 @@ test-distributed: $(VENV)/test
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
+	$(BIN)/python -m benchmarks.scale $(if $(QUICK),--quick)
 
 # What a user of the wheel has: an environment with nothing else in it.
 USE_WHEEL := import torch, rai_chain as rc; from rai_chain.kernels import backend; \

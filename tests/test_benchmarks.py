@@ -12,6 +12,7 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks import scale
 from benchmarks.__main__ import main, run
 from benchmarks.attacks import CLASSES, EPSILON, attack_builders, class_builders, vmap_builders
 from benchmarks.candidates import (
@@ -319,3 +320,31 @@ def test_the_command_line(
         "results.png",
         "results_more.png",
     ]
+
+
+# ------------------------------------------------------------------ what ranks send each other
+
+
+def test_the_tables_of_what_travels_are_current(tmp_path: Path) -> None:
+    """The engine is asked again; `tests/distributed` sees that it says what real ranks send."""
+    scale.main(["--quick", "--pictures", str(tmp_path), "--tables", str(tmp_path)])
+    for name in ("links.txt", "networks.txt"):
+        assert (tmp_path / name).read_text() == (scale.DOCS / name).read_text()
+    assert (tmp_path / "scale.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_what_is_sent_together_is_as_much_in_less_time() -> None:
+    network = scale.Network("", 64, 300, 1e7)
+    one, many = (scale.cost(scale.TOP, network, together=x) for x in (True, False))
+    assert many.collectives == 300 * one.collectives and many.bytes == one.bytes
+    latency = scale.seconds(0, 64)
+    apart = (many.collectives - one.collectives) * latency
+    assert many.seconds - one.seconds == pytest.approx(apart)
+    assert scale.seconds(25e9, 64) - latency == pytest.approx(2.0)
+
+
+def test_a_selection_sends_a_share_of_the_shard_and_no_more_than_three_histograms() -> None:
+    for here in (1000, 100_000, 300_000):
+        sent = scale.messages(scale.TOP, scale.Shards((here,)), 64)
+        assert 0 < sum(sent) <= min(2.0 * 4 * here, 3 * 17_000)
+    assert sum(scale.messages(scale.TOP, scale.Shards((500, 200), 1, -1), 8)) <= 4 * 500 * 200

@@ -1,5 +1,6 @@
 """The examples run at reduced size, and what they claim holds."""
 
+import os
 import runpy
 import sys
 from itertools import pairwise
@@ -21,6 +22,8 @@ def run(tmp_path_factory, monkeypatch, capsys):
             folder = tmp_path_factory.mktemp(name)
             monkeypatch.chdir(folder)
             monkeypatch.setenv("MPLBACKEND", "Agg")
+            path = [str(EXAMPLES[name].parents[1]), os.environ.get("PYTHONPATH", "")]
+            monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, path)))
             monkeypatch.setattr(sys, "argv", [f"{name}.py", "--quick", "--out", "pictures"])
             threads = torch.get_num_threads()
             with torch.random.fork_rng():
@@ -73,7 +76,13 @@ def test_the_larger_the_radius_the_fewer_images_are_left(run):
 
 @pytest.mark.parametrize(
     ("name", "count"),
-    [("attacks", 1), ("ensemble", 1), ("hypergradient", 1), ("compressed_training", 1)],
+    [
+        ("attacks", 1),
+        ("ensemble", 1),
+        ("hypergradient", 1),
+        ("compressed_training", 1),
+        ("fsdp", 1),
+    ],
 )
 def test_the_pictures_are_drawn(name, count, run):
     results, printed, folder = run(name)
@@ -112,3 +121,21 @@ def test_error_feedback_makes_up_for_compression(run):
     for name, own in results["records"].items():
         assert (own["sent"] <= own["gradient"]).all() or "feedback" in name
         assert abs(own["sparsity"].mean() - 0.99) < 1e-3 or name == "dense"
+
+
+def test_what_processes_send_each_other_is_counted(run):
+    results, printed, _ = run("fsdp")
+    ways, gradient = results["ways"], 4 * results["weights"]
+    dense, hook, sharded, chosen = (
+        ways[name] for name in ("DDP", "DDP, top 1%", "FSDP2", "FSDP2, top 1%")
+    )
+    assert (dense["collectives"], dense["bytes"]) == (1, gradient)
+    assert hook["bytes"] < 0.025 * gradient and hook["collectives"] == 2
+    assert hook["bytes"] < ways["DDP, PowerSGD"]["bytes"] < 0.2 * gradient
+    # Of each weight the other half is fetched, for many twice, and half of each gradient is sent.
+    assert gradient < sharded["bytes"] < 1.5 * gradient
+    assert 0 < chosen["bytes"] - sharded["bytes"] < 0.4 * gradient
+    assert 3 <= chosen["collectives"] - sharded["collectives"] < 5
+    assert sharded["loss"] == pytest.approx(dense["loss"], abs=1e-3)
+    for row in ways.values():
+        assert row["loss"] < 0.8 * row["curve"][0][-1] and f"{row['loss']:.3f}" in printed

@@ -14,6 +14,7 @@ import traceback
 import warnings
 from collections import Counter
 from functools import partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -31,15 +32,23 @@ import rai_chain as rc
 from rai_chain.distributed import PipelineState, pipeline_hook
 from rai_chain.optim import ChainedParamTransformingOptimizer
 
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "links")]
+sys.path.append(str(TESTS.parent))
+import test_laws as laws_of_links  # noqa: E402
+
+from benchmarks import scale  # noqa: E402
+
 DTYPES = [torch.float32, torch.float32, torch.float64, torch.bfloat16, torch.float16]
-TRAINED = ("hook", "fsdp", "checkpoint", "resumed", "homes")
-SENT = Counter()
+TRAINED = ("hook", "replicas", "fsdp", "checkpoint", "resumed", "homes")
+SENT, SIZES = Counter(), []
 SLACK = (0, 4)  # FSDP's own sum of equal gradients is exact up to four of them
 _all_reduce = funcol.all_reduce
 
 
 def counted(x, *args, **kwargs):
-    SENT.update(collectives=1, bytes=x.numel() * x.element_size())
+    SIZES.append(x.numel() * x.element_size())
+    SENT.update(collectives=1, bytes=SIZES[-1])
     return _all_reduce(x, *args, **kwargs)
 
 
@@ -159,6 +168,10 @@ EXACT = {
     "masked": lambda q, n: rc.masked(rc.top_q(q, param_ndim=n), lambda path: path != "1"),
     "lookahead": lambda q, n: rc.lookahead(rc.sgd(0.1), 2),
     "record": lambda q, n: rc.chain(rc.record("s", rc.sparsity), rc.top_q(q, param_ndim=n)),
+    "scheduled": lambda q, n: rc.chain(rc.scale(lambda step: 1 / (1 + step)), rc.top_k(3)),
+    "from_torch": lambda q, n: rc.chain(
+        rc.top_q(q, param_ndim=n), rc.from_torch(torch.optim.AdamW, lr=0.1)
+    ),
 }
 # To 4 ulps of the largest element: sums.
 CLOSE = {
@@ -242,6 +255,42 @@ def laws(kind, count, world):
             off = differs(x, full, 0 if exact else 4)
             if off or x.placements != p:
                 faults.append(f"{name} of {tuple(full.shape)} {dtype}, {p}, rows {n}: {off}")
+    return faults
+
+
+# What needs whole matrices, or whole rows, is refused; what asks for more than gradients is left.
+OF_MATRICES = {"group_l1_ball", "group_l1_ball, inside", "nuclear_ball", "nuclear_ball, inside"}
+OF_MATRICES |= {"orthogonal", "scale_by_factored_rms", "scale_by_muon"}
+OF_ROWS = {"normalize_std", "l1_ball", "l1_ball, behind", "l2_ball", "l2_ball, behind"}  # in a box
+ELSEWHERE = {"differentially_private_aggregate", "sam", "scale_by_polyak"}
+
+
+def every_link(world):
+    """All that is exported, as tests/links has it: what one process does, or refused by name."""
+    mesh, faults, shapes = meshes(world)[0], [], [(5, 7), (6,), (3, 4, 2)]
+    params, grads = (
+        [
+            torch.randn(s, generator=torch.Generator().manual_seed(at + i))
+            for i, s in enumerate(shapes)
+        ]
+        for at in (0, 10)
+    )
+    for name in [n for n in laws_of_links.NAMES if n not in ELSEWHERE]:
+        for dims in ((1, 0, 1), (0, 0, 0)):
+            tx, where = laws_of_links.make(name), [[Shard(d)] for d in dims]
+            expected = use(tx, params, grads)
+            mine = [
+                [cut(x, mesh, p) for x, p in zip(xs, where, strict=True)] for xs in (params, grads)
+            ]
+            whole = name in OF_MATRICES or name.endswith(", tree")
+            try:
+                found = use(tx, *mine)
+            except NotImplementedError as error:
+                known = whole or (name in OF_ROWS and dims[0] == 1)
+                faults += [] if known and "ranks share" in str(error) else [f"{name}: {error}"]
+                continue
+            off = [differs(x, full, 4) for x, full in zip(found, expected, strict=True)]
+            faults += [f"{name} cut by {dims}: {off}"] if any(off) or whole else []
     return faults
 
 
@@ -386,11 +435,14 @@ def traffic(world):
     full = [torch.randn(5, 300 + i, generator=torch.Generator().manual_seed(i)) for i in range(6)]
     x = [cut(g, mesh, [Shard(1)]) for g in full]
     y = [cut(g, mesh, [Shard(0)]) for g in full]
+    short = [cut(g[:, : 30 + i], mesh, [Shard(1)]) for i, g in enumerate(full)]
     rules = [
         ("whole rows", rc.chain(rc.top_q(0.9), rc.normalize(), rc.l1_ball(1.0)), y, 0),
         ("elements", rc.chain(rc.sign(), rc.ema(0.9), rc.add_noise(std=0.1)), x, 0),
         ("selection", rc.top_q(0.9), x, 4),
         ("selection of whole tensors", rc.top_q(0.9, param_ndim=None), y, 4),
+        ("selection of short rows too", rc.top_q(0.9), [*x, *short], 4),
+        ("selection of short rows alone", rc.top_q(0.9), short, 2),
         ("norm", rc.normalize(), x, 1),
         ("mean", rc.centralize(), x, 1),
         ("global norm", rc.clip_by_global_norm(1.0), x, 1),
@@ -417,13 +469,32 @@ def traffic(world):
     return faults
 
 
+def cost(world):
+    """Ranks with equal shards send what benchmarks/scale.py counts, and get what it computes."""
+    mesh, faults = meshes(world)[0], []
+    some = scale.Shards((5000,)), scale.Shards((10, 100), 0, -1), scale.Shards((7, 300), 1, -1)
+    for link in scale.LINKS:
+        for shards in some:
+            SIZES.clear()
+            scale.use(link, shards, mesh, tensors=3)
+            sent = list(SIZES)
+            (shared,) = scale.use(link, shards, mesh)
+            with scale.alike() as counted_there:
+                (alone,) = scale.use(link, shards, mesh)
+            if sent != [3 * size for size in counted_there]:
+                faults.append(f"{link} of {shards}: {sent}, {counted_there} for one")
+            if not torch.equal(shared.to_local(), alone.to_local()):
+                faults.append(f"{link} of {shards}: other numbers")
+    return faults
+
+
 # ------------------------------------------------------------------ the hook of DDP
 
 
 def hook(world, folder):
     """Each rank's gradients through a pipeline, and their mean: as by hand, and little travels."""
     rank, faults, sent = dist.get_rank(), [], []
-    gather = dist.all_gather_into_tensor
+    gather = dist.all_gather_single
 
     def watched(out, x, *args, **kwargs):
         sent.append(x.numel() * x.element_size())
@@ -446,7 +517,7 @@ def hook(world, folder):
         model.register_comm_hook(state, pipeline_hook)
         return model
 
-    dist.all_gather_into_tensor = watched
+    dist.all_gather_single = watched
     made, alone = large(), large()
     state = PipelineState(pipeline(), made.named_parameters())
     model = wrapped(made, state)
@@ -479,7 +550,14 @@ def hook(world, folder):
         count = sum(p.numel() for p in made.parameters())
         if not 0 < sum(sent) < 0.25 * 8 * count or (step == 1 and len(sent) < 2):
             faults.append(f"step {step}: {sent} bytes of {8 * count}")
-    dist.all_gather_into_tensor = gather
+    for kept, gathers in ((1.0, True), (1.5, False)):  # a sum sends each twice, and no places
+        sent.clear()
+        state = PipelineState(rc.top_q(1 - kept / world, param_ndim=None), made.named_parameters())
+        model = wrapped(made, state)
+        loss(model, rank, 0).backward()
+        if bool(sent) != gathers:
+            faults.append(f"of {world} ranks {kept / world} of the gradients: {sent}")
+    dist.all_gather_single = gather
     model = wrapped(made, PipelineState(rc.sign(), made.named_parameters()))  # keeps nearly all
     loss(model, rank, 0).backward()
     if not all((p.grad * world == (p.grad * world).round()).all() for p in made.parameters()):
@@ -491,6 +569,45 @@ def hook(world, folder):
         except ValueError as error:
             faults += [] if "each parameter alone" in str(error) else [str(error)]
     return faults
+
+
+def replicas(world):
+    """Under DDP all ranks draw alike, whatever the seed of each; torch's own generator may not."""
+    rank, faults = dist.get_rank(), []
+
+    def drawn(generator):
+        options = {"q": 0.5, "dq": 0.3, "param_ndim": None, "lr": 0.1}
+        return lambda ps: rc.optim.TopQGradientOptimizer(ps, generator=generator, **options)
+
+    links = rc.top_q(0.5, 0.3, param_ndim=None), rc.add_noise(eta=0.1), rc.random_k(3)
+    makers = {
+        "links": lambda ps: ChainedParamTransformingOptimizer(*links, params=ps, lr=0.1),
+        "one seed": drawn(torch.Generator().manual_seed(3)),
+    }
+    for name, make in makers.items():
+        made = net()
+        start, model = of(made), DistributedDataParallel(made)
+        torch.manual_seed(rank)
+        optimizer, g = make(list(made.parameters())), torch.Generator().manual_seed(rank)
+        for _ in range(3):
+            optimizer.zero_grad()
+            (model(torch.randn(8, 6, generator=g)) ** 2).mean().backward()
+            optimizer.step()
+        low, high = of(made), of(made)
+        dist.all_reduce(low, dist.ReduceOp.MIN)
+        dist.all_reduce(high, dist.ReduceOp.MAX)
+        if not torch.equal(low, high) or torch.equal(low, start):
+            faults.append(f"{name}: replicas differ, or nothing moves")
+    try:
+        drawn(None)(list(net().parameters()))
+        faults.append("no refusal")
+    except ValueError as error:
+        faults += [] if "same seed in each process" in str(error) else [str(error)]
+    return faults
+
+
+def of(made):
+    return torch.cat([p.detach().reshape(-1) for p in made.parameters()])
 
 
 # ------------------------------------------------------------------ FSDP2 and checkpoints
@@ -592,12 +709,15 @@ def cases(world, folder, long):
     found = {
         "laws of what is exact": partial(laws, "exact", count),
         "laws of sums": partial(laws, "close", count),
+        "every link": every_link,
         "homes": homes,
         "drawn alike": drawn_alike,
         "refusals": refusals,
         "seeded apart": seeded_apart,
         "traffic": traffic,
+        "cost": cost,
         "hook": partial(hook, folder=folder),
+        "replicas": replicas,
         "fsdp": fsdp,
         "checkpoint": partial(checkpoint, folder=f"{folder}/saved") if world == 2 else None,
         "resumed": partial(resumed, folder=f"{folder}/saved"),

@@ -4,7 +4,9 @@ The reference is the run of one process. More ranks, and more random shapes and 
 `make test-distributed`.
 """
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -15,18 +17,21 @@ import torch.distributed as dist
 
 import rai_chain as rc
 
-SCRIPT = Path(__file__).with_name("shards.py")
+SCRIPT, ROOT = Path(__file__).with_name("shards.py"), str(Path(rc.__file__).parents[1])
 LONG = os.environ.get("RAI_CHAIN_TESTS") == "long"
 WORLDS = (2, 1, 4, 8) if LONG else (2, 1)
 CASES = (
     "laws of what is exact",
     "laws of sums",
+    "every link",
     "homes",
     "drawn alike",
     "refusals",
     "seeded apart",
     "traffic",
+    "cost",
     "hook",
+    "replicas",
     "fsdp",
     "checkpoint",
     "resumed",
@@ -40,7 +45,7 @@ pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without d
 def ranks(tmp_path_factory):
     """What each case left on each rank of each world; a world is started once."""
     folder, started = tmp_path_factory.mktemp("shards"), set()
-    here = {**os.environ, "PYTHONPATH": str(Path(rc.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+    here = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
 
     def start(world):
         started.add(world)
@@ -73,6 +78,28 @@ def test_what_ranks_share_equals_one_process(ranks, world, name):
     for rank in range(world):
         result = ranks(name, world, rank)
         assert result == [], f"rank {rank}: {result}"
+
+
+@pytest.mark.parametrize("end", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
+def test_a_rank_that_is_left_alone_ends_with_an_error(end, tmp_path):
+    """Of torch, after the timeout at the latest; 0 goes on alone."""
+    script, here = SCRIPT.with_name("left_alone.py"), {**os.environ, "PYTHONPATH": ROOT}
+    with contextlib.ExitStack() as stack:
+        ranks = [
+            subprocess.Popen(
+                [sys.executable, str(script), str(rank), str(tmp_path), str(int(end))],
+                stderr=subprocess.PIPE,
+                text=True,
+                env=here,
+            )
+            for rank in range(2)
+        ]
+        for process in ranks:
+            stack.callback(process.communicate)
+            stack.callback(process.kill)
+        _, error = ranks[0].communicate(timeout=60)
+    assert ranks[0].returncode == 1 and "gloo" in error
+    assert (tmp_path / "steps.0").read_text() == (tmp_path / "steps.1").read_text() == "3"
 
 
 def test_importing_the_package_loads_neither_dtensor_nor_sympy():

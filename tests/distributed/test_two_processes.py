@@ -19,24 +19,13 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.optim import SGD, Adam
+from two_processes import LOST, MAKERS, REFUSED, every
 
 import rai_chain as rc
 from rai_chain.optim import ChainedParamTransformingOptimizer
 
 Chain = ChainedParamTransformingOptimizer
 SCRIPT = Path(__file__).with_name("two_processes.py")
-LINKS = (
-    "ema",
-    "trace",
-    "adam",
-    "lookahead",
-    "accumulate",
-    "masked",
-    "error_feedback",
-    "chain",
-    "scheduled",
-)
-ZERO = ("ema", "trace", "accumulate", "error_feedback", "chain")
 pytestmark = pytest.mark.skipif(not dist.is_available(), reason="torch without distributed")
 
 
@@ -73,25 +62,33 @@ def check(two_processes, name):
         assert identical(found, expected), f"rank {rank}"
 
 
-@pytest.mark.parametrize("name", ZERO)
+@pytest.mark.parametrize("name", sorted(every().keys() - LOST))
 def test_zero_redundancy_loads_each_parameters_own_state(two_processes, name):
     """Two parameters of one shape, one on each rank: each gets its own moments back."""
     check(two_processes, f"zero {name}")
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", sorted(every().keys() - REFUSED))
 def test_a_distributed_checkpoint_loads_each_ranks_own_shard(two_processes, name):
     """FSDP2 on two ranks: with a state inside a wrapper as well."""
     check(two_processes, f"nested {name}")
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", sorted(REFUSED))
+def test_what_needs_whole_tensors_is_refused_on_both_ranks(two_processes, name):
+    """At once: none waits for the other."""
+    for rank in range(2):
+        refusal = two_processes(f"nested {name}", rank)
+        assert "NotImplementedError" in refusal and "that ranks share" in refusal
+
+
+@pytest.mark.parametrize("name", sorted(MAKERS))
 def test_a_flattened_distributed_checkpoint(two_processes, name):
     """Keys joined by dots, as trainers that reshard save them."""
     check(two_processes, f"flat {name}")
 
 
-@pytest.mark.parametrize("name", LINKS)
+@pytest.mark.parametrize("name", sorted(MAKERS))
 def test_a_full_state_dict_is_accepted_by_its_own_optimizer(two_processes, name):
     """Gathered on each rank, and sharded again."""
     check(two_processes, f"full {name}")

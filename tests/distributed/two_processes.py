@@ -9,7 +9,8 @@ import os
 import sys
 import traceback
 import warnings
-from functools import partial
+from functools import cache, partial
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -27,6 +28,9 @@ import rai_chain as rc
 from rai_chain.optim import ChainedParamTransformingOptimizer
 
 Chain = ChainedParamTransformingOptimizer
+TESTS = Path(__file__).parents[1]
+sys.path[:0] = [str(TESTS), str(TESTS / "links")]
+import test_laws as laws  # noqa: E402
 
 
 def around_sgd(make):
@@ -48,6 +52,30 @@ MAKERS = {
     "chain": around_sgd(lambda: rc.chain(rc.ema(0.9), rc.clamp(-1.0, 1.0), rc.trace(0.5))),
     "scheduled": around_sgd(lambda: rc.chain(rc.ema(0.9), rc.scale(lambda step: 1.0 / (1 + step)))),
 }
+# What asks for more than gradients; what makes updates to add, or steps itself; what is refused
+# where ranks share tensors; what ZeRO does not carry, as it writes numbers over what is scheduled,
+# and what is kept once is that of rank 0.
+ELSEWHERE = {"differentially_private_aggregate", "sam"}
+ALONE = {"descend_within", "prodigy", "schedule_free"}
+ALONE |= {"frank_wolfe_step", "frank_wolfe_step, constant"}
+REFUSED = {"scale_by_factored_rms", "scale_by_muon"}
+LOST = {"scheduled", "prodigy"}
+
+
+def keeps(name):
+    """Whether a link has tensors in its state."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        state = laws.make(name).init([torch.ones(5, 3), torch.ones(5)])
+    return any(isinstance(x, torch.Tensor) for x in torch.utils._pytree.tree_leaves(state))
+
+
+@cache
+def every():
+    """The makers above, and one for each exported link and wrapper that keeps something."""
+    names = [n for n in laws.NAMES if not n.endswith(", tree") and n not in ELSEWHERE and keeps(n)]
+    found = {n: (alone if n in ALONE else around_sgd)(partial(laws.make, n)) for n in names}
+    return {**found, **MAKERS}
 
 
 def matrices(tree):
@@ -102,12 +130,10 @@ def zero(name, folder):
     """Three steps, consolidate, load into another one, and two steps with zero gradients."""
     from torch.distributed.optim import ZeroRedundancyOptimizer  # it warns, which a test forbids
 
-    make = MAKERS[name]
+    make = every()[name]
 
     def sharded(params):
-        return ZeroRedundancyOptimizer(
-            params, optimizer_class=lambda params, **kwargs: make(params), **{"lr": 0.1}
-        )
+        return ZeroRedundancyOptimizer(params, optimizer_class=lambda params, **_: make(params))
 
     def parameters():
         return [values((3,), i).requires_grad_() for i in range(2)]
@@ -123,7 +149,11 @@ def zero(name, folder):
     resumed.load_state_dict(state[0])
     train(resumed, copies, [None, None])
     plain = parameters()
-    train(make(plain), plain, [0, 1, 2, None, None])
+    alone = [make([p]) for p in plain]  # each rank's optimizer has its own parameters only
+    for time in [0, 1, 2, None, None]:
+        give(plain, time)
+        for one in alone:
+            one.step()
     return whole(copies), whole(plain)
 
 
@@ -132,7 +162,7 @@ def zero(name, folder):
 
 def checkpoint(name, kind, folder):
     """Three steps, save, load into another optimizer, and two more steps."""
-    make = MAKERS[name]
+    make = every()[name]
     options = StateDictOptions(
         flatten_optimizer_state_dict=kind == "flat", full_state_dict=kind == "full"
     )
@@ -152,17 +182,12 @@ def checkpoint(name, kind, folder):
     return whole(second.parameters()), expected(make, [3, 4])
 
 
-CASES = {
-    **{
-        f"zero {n}": partial(zero, n)
-        for n in ("ema", "trace", "accumulate", "error_feedback", "chain")
-    },
-    **{
-        f"{kind} {n}": partial(checkpoint, n, kind)
-        for kind in ("nested", "flat", "full")
-        for n in MAKERS
-    },
-}
+def cases():
+    """What is saved nested, for all; flat and full, for what is put together in different ways."""
+    found = {f"zero {n}": partial(zero, n) for n in every() if n not in LOST}
+    found |= {f"nested {n}": partial(checkpoint, n, "nested") for n in every()}
+    kinds = ("flat", "full")
+    return found | {f"{k} {n}": partial(checkpoint, n, k) for k in kinds for n in MAKERS}
 
 
 def main(rank, folder):
@@ -170,7 +195,7 @@ def main(rank, folder):
     torch.set_num_threads(1)
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", LOCAL_RANK=str(rank))
     warnings.simplefilter("ignore")
-    for number, (name, case) in enumerate(CASES.items()):
+    for number, (name, case) in enumerate(cases().items()):
         dist.init_process_group(
             "gloo",
             init_method=f"file://{folder}/store{number}",

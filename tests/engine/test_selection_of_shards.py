@@ -45,7 +45,9 @@ def together(ranks):
 @pytest.mark.parametrize("kind", KINDS)
 def test_ranks_keep_what_one_would(kind, dtype):
     g = torch.Generator().manual_seed(len(kind))
-    for n, size, count in ((1, 4000, 3), (3, 300, 2), (1, 1, 2), (2, 7, 8), (40, 50, 4)):
+    short = (1, 1, 2), (2, 7, 8), (40, 50, 4)  # put together
+    narrow = (60, 120, 4), (200, 110, 2)  # histograms of 8 and of 4 bins
+    for n, size, count in ((1, 4000, 3), (3, 300, 2), *short, *narrow):
         x, u = torch.randn(2, n, size, generator=g, dtype=torch.float64)
         x = KINDS[kind](x, u).to(dtype)
         k = torch.randint(size + 1, (n,), generator=g)

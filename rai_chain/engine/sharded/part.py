@@ -136,7 +136,7 @@ def cut(value: Any, layout: Layout) -> Any:
                 f"Got: {mine.size} and {axis.size} elements, split by {mine.splits} and "
                 f"{axis.splits} of the mesh"
             )
-        if mine.size > 1:
+        if mine.size == axis.size:  # else it is 1, and broadcast
             local = local.index_select(d, axis.places.to(local.device))
     return local
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...kernels import select
-from ...kernels.fallback import INF, keys_of
+from ...kernels.fallback import BITS, INF, keys_of
 from .layout import Axis
 from .rounds import Ask, Wish
 
@@ -22,7 +22,8 @@ def keep_mask(rows: Tensor, k: Tensor, *, axis: Axis) -> Ask:
 
     A sample guesses two bounds of the cut. Histograms between them, of all ranks, narrow it down
     until all within is kept, or is of one magnitude: of these the columns are then narrowed down
-    in the same way. What a rank has to keep is then its own largest.
+    in the same way. What a rank has to keep is then its own largest. Rows that weigh less than two
+    histograms are put together instead, by a sum.
 
     Args:
         rows: (n, d), this rank's columns.
@@ -31,13 +32,16 @@ def keep_mask(rows: Tensor, k: Tensor, *, axis: Axis) -> Ask:
     """
     size, limit = axis.size, INF[rows.dtype] + 2
     rows, k = rows.contiguous(), k.to(rows.device)
-    low, high = _guess(rows, k / size, limit)
-    low, high = yield [("max", ~low), ("max", high)]
-    bounds = ~low, high
     bits = 12  # narrower where histograms of many short rows would weigh more than the rows
     while bits > 2 and len(rows) << bits > max(512, len(rows) * size // axis.ranks // 16):
         bits -= 1
     bins = 1 << bits
+    if size * max(4, rows.element_size()) <= max(8 * bins, 400):
+        yield []  # to be sent with the first histograms of others
+        return (yield from _put_together(rows, k, axis))
+    low, high = _guess(rows, k / size, limit)
+    low, high = yield [("max", ~low), ("max", high)]
+    bounds = ~low, high
 
     def magnitudes(low: Tensor, high: Tensor, shift: Tensor) -> Tensor:
         return select.histogram(rows, low, high, shift, bins)
@@ -58,6 +62,17 @@ def keep_mask(rows: Tensor, k: Tensor, *, axis: Axis) -> Ask:
         kept = kept + tied
     mask: Tensor = select._operator(rows, kept)
     return mask
+
+
+def _put_together(rows: Tensor, k: Tensor, axis: Axis) -> Ask:
+    """`keep_mask` of full rows, whose bits are 0 where they are not here."""
+    bits, places = rows.view(BITS[rows.dtype]), axis.places.to(rows.device)
+    wide = torch.int64 if rows.dtype == torch.float64 else torch.int32
+    own = bits.new_zeros(len(rows), axis.size, dtype=wide)
+    own[:, places] = bits.to(wide)
+    (every,) = yield [("sum", own)]
+    mask: Tensor = select._operator(every.to(bits.dtype).view(rows.dtype), k)
+    return mask[:, places]
 
 
 def _narrowed(

@@ -90,7 +90,8 @@ def pipeline_hook(
     Example:
         >>> import rai_chain as rc
         >>> model = torch.nn.Linear(100, 1)
-        >>> state = PipelineState(rc.error_feedback(rc.top_q(0.99)), model.named_parameters())
+        >>> tx = rc.error_feedback(rc.top_q(0.99, at_least=1))
+        >>> state = PipelineState(tx, model.named_parameters())
         >>> # ddp = DistributedDataParallel(model); ddp.register_comm_hook(state, pipeline_hook)
 
     Source: deep gradient compression (Lin et al. 2018), for any pipeline.

@@ -5,6 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.hyper import placed
 from ..data.plain import is_plain
 from . import fallback, native
 from .operators import operator
@@ -31,9 +32,7 @@ def keep_largest(rows: Tensor, k: int | Tensor, *, out: Tensor | None = None) ->
     plain = is_plain((rows, k, out))
     if plain and native.takes(rows):
         return native.keep_largest(rows.detach(), k, out)
-    if isinstance(k, int):
-        k = torch.full((), k, dtype=torch.int64, device=rows.device)
-    mask: Tensor = _operator(rows.detach(), k.expand(n))
+    mask: Tensor = _operator(rows.detach(), placed(k, rows.device, torch.int64).expand(n))
     if plain:
         return _masked(rows.detach(), mask, out)
     kept: Tensor = torch.where(mask, rows, 0)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 collect_ignore = ["clients"]  # `make test-clients` runs them, in an environment of its own
+collect_ignore += ["links/on_a_device.py", "kernels/in_triton.py"]  # in processes of their own
 SHORT_ROWS = pytest.mark.filterwarnings("ignore:.* keeps nothing of :UserWarning")
 
 

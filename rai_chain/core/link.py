@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.checks import check_leaves, check_one_device
-from ..data.hyper import Range, Several, evaluated, has_schedule, show
+from ..data.hyper import Range, Several, evaluated, has_schedule, placed, show
 from ..data.messages import told
 from ..data.rows import UNSET, ParamNdim, check_param_ndim
 from ..data.tree import (
@@ -365,7 +365,7 @@ class FunctionLink(Link):
         device = next((leaf.device for leaf in leaves if leaf is not None), torch.device("cpu"))
         counts = {"step": 0, "seed": self.seed}
         state = {
-            name: torch.as_tensor(counts[name], dtype=torch.int64, device=device)
+            name: placed(counts[name], device, torch.int64)
             for name in COUNTERS
             if name in self.counters(values)
         }

@@ -270,13 +270,20 @@ def plain(value: Any) -> Any:
     return value.item() if isinstance(value, numpy.generic) else value
 
 
-def as_tensor(number: Any) -> Any:
-    """A number as the tensor that a compiled graph takes: 0-dim float64, on the host."""
+def as_tensor(number: Any, device: Any = "cpu") -> Any:
+    """A number as a tensor, 0-dim float64; on the host, as a compiled graph takes it."""
     if isinstance(number, Tensor):
         return number
     if isinstance(number, (tuple, list)):
         return tuple(map(as_tensor, number))
-    return torch.tensor(number, dtype=torch.float64, device="cpu")
+    return torch.full((), number, dtype=torch.float64, device=device)
+
+
+def placed(value: Any, device: torch.device, dtype: torch.dtype = torch.float64) -> Tensor:
+    """A number or a tensor as a tensor on a device: a number is filled in there, never copied."""
+    if isinstance(value, Tensor):
+        return value.to(device, dtype)
+    return torch.full((), value, dtype=dtype, device=device)
 
 
 def show(value: Any) -> str:

@@ -321,7 +321,7 @@ def _as_one_row(
         if all(column[i] is None for i in places):
             return None
         parts = [
-            as_tensor(column[i]).to(leaf.device).expand(leaf.shape).reshape(-1)
+            as_tensor(column[i], leaf.device).to(leaf.device).expand(leaf.shape).reshape(-1)
             for i, leaf in zip(places, seen, strict=True)
         ]
         return torch.cat(parts)

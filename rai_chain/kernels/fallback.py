@@ -21,6 +21,7 @@ BITS = {
 INF = {t: int(torch.tensor(torch.inf, dtype=t, device="cpu").view(b)) for t, b in BITS.items()}
 BLOCK = 1024  # terms that are added up by halving
 CHUNK = 1 << 17  # elements worked on at once: they stay in cache
+FEW = 4  # Newton steps from a start that is right to rounding
 # Outweighs the roundings on the way to a point of a ball: those of float64, where sums are in twice
 # that; those of sums in float64, where points are coarser by far.
 INWARDS = {t: 1.0 - 2.0 ** (-50 if t is torch.float64 else -46) for t in BITS}
@@ -265,19 +266,37 @@ def _over_threshold(
     below = torch.where(values == top, 0.0, (values - top) * scale)
     mean = (total(torch.maximum(below, -radius)) - radius) / values.shape[1]
     theta = torch.maximum(mean, torch.fmax(-radius, (least - top) * scale))
-    while True:
-        active = below > theta
-        count = active.sum(1, keepdim=True).double()
-        step = (total(torch.where(active, below, 0.0)) - radius) / count
-        if not bool((step > theta).any()):
-            over = (below - theta).clamp(min=0.0)
-            if dtype == torch.float64:
-                hi, lo = exact_total(over, torch.zeros_like(over))
-                whole = hi + lo
-            else:
-                whole = total(over)
-            return over, whole.clamp(min=torch.finfo(torch.float64).tiny)
-        theta = torch.where(step > theta, step, theta)
+    if values.is_cpu:
+        while bool(((new := _newton_step(below, radius, theta)) > theta).any()):
+            theta = new
+    else:  # nobody waits for it
+        theta = torch.maximum(theta, _threshold_of_sorted(below, radius))
+        for _ in range(FEW):
+            theta = _newton_step(below, radius, theta)
+    over = (below - theta).clamp(min=0.0)
+    if dtype == torch.float64:
+        hi, lo = exact_total(over, torch.zeros_like(over))
+        whole = hi + lo
+    else:
+        whole = total(over)
+    return over, whole.clamp(min=torch.finfo(torch.float64).tiny)
+
+
+def _newton_step(values: Tensor, radius: Tensor, theta: Tensor) -> Tensor:
+    """The next theta, never a smaller one."""
+    active = values > theta
+    count = active.sum(1, keepdim=True).double()
+    step = (total(torch.where(active, values, 0.0)) - radius) / count
+    return torch.where(step > theta, step, theta)
+
+
+def _threshold_of_sorted(values: Tensor, radius: Tensor) -> Tensor:
+    """The theta that a sorted row shows, or one barely below: few steps are left from there."""
+    sums = values.sort(dim=1, descending=True).values
+    for i in range((values.shape[1] - 1).bit_length()):  # each is the sum of all up to there
+        sums = sums + pad(sums, (1 << i, 0))[:, : -(1 << i)]
+    count = torch.arange(1, values.shape[1] + 1, device=values.device)
+    return ((sums - radius) / count).amax(1, keepdim=True) * (1.0 + 2.0**-46)
 
 
 def _unit(radius: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
+from ..data.hyper import placed
 from ..data.plain import is_plain
 from . import fallback, native
 from .operators import operator
@@ -59,8 +60,7 @@ def rescale(rows: Tensor, divisor: Tensor, factor: Any = 1.0, out: Tensor | None
     """
     double = rows.dtype == torch.float64
     if double or isinstance(factor, Tensor):
-        factor = torch.as_tensor(factor, dtype=torch.float64, device=rows.device)
-        factor = factor.expand(divisor.shape)
+        factor = placed(factor, rows.device).expand(divisor.shape)
     if not double:  # one multiplication is right there
         factor = factor / divisor
     if is_plain((rows, factor, divisor, out)) and native.takes(rows):

@@ -1,10 +1,14 @@
 """Exact selection of the k largest magnitudes of every row: one function, and its operator."""
 
+from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..data.hyper import placed
 from ..data.plain import is_plain
 from . import fallback, native
 from .operators import operator
@@ -29,14 +33,14 @@ def keep_largest(rows: Tensor, k: int | Tensor, *, out: Tensor | None = None) ->
     if isinstance(k, int) and not 0 <= k <= size:
         raise ValueError(f"`k` must satisfy 0 <= k <= {size}  Got: {k}")
     plain = is_plain((rows, k, out))
-    if plain and native.takes(rows):
-        return native.keep_largest(rows.detach(), k, out)
-    if isinstance(k, int):
-        k = torch.full((), k, dtype=torch.int64, device=rows.device)
-    mask: Tensor = _operator(rows.detach(), k.expand(n))
+    kernels = _kernels(rows) if plain else None
+    if kernels is not None:
+        kept: Tensor = kernels.keep_largest(rows.detach(), k, out)
+        return kept
+    mask: Tensor = _operator(rows.detach(), placed(k, rows.device, torch.int64).expand(n))
     if plain:
         return _masked(rows.detach(), mask, out)
-    kept: Tensor = torch.where(mask, rows, 0)
+    kept = torch.where(mask, rows, 0)
     return kept if out is None else out.copy_(kept)
 
 
@@ -55,7 +59,22 @@ def _masked(rows: Tensor, mask: Tensor, out: Tensor | None) -> Tensor:
 
 
 def _keep_mask(rows: Tensor, k: Tensor) -> Tensor:
-    return native.keep_mask(rows, k) if native.takes(rows) else fallback.keep_mask(rows, k)
+    mask: Tensor = (_kernels(rows) or fallback).keep_mask(rows, k)
+    return mask
+
+
+def _kernels(rows: Tensor) -> Any:
+    """The module with code for such rows, or None."""
+    if native.takes(rows):
+        return native
+    made = _triton() if rows.is_cuda else None
+    return made if made is not None and made.takes(rows) else None
+
+
+@cache
+def _triton() -> Any:
+    """Triton's kernels, where it is installed; it is not imported before a GPU is used."""
+    return import_module(".triton_rows", __package__) if find_spec("triton") else None
 
 
 def _fake(rows: Tensor, k: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.hyper import placed
 from ..data.plain import is_plain
 from . import fallback, native
 from .norms import row_norm
@@ -95,8 +96,8 @@ def linf_ball(x: Tensor, radius: Any, center: Any = None, out: Tensor | None = N
     if center is None and isinstance(radius, (int, float)) and is_plain((x, out)):
         bound = _number_inside(float(radius), x.dtype)
         return torch.clamp(x, -bound, bound, out=out)
-    center = None if center is None else torch.as_tensor(center, dtype=x.dtype, device=x.device)
-    radius = torch.as_tensor(radius, dtype=torch.float64, device=x.device)
+    center = None if center is None else placed(center, x.device, x.dtype)
+    radius = placed(radius, x.device)
     plain = is_plain((x, radius, center, out)) and native.takes(x)
     if plain and center is not None and radius.ndim == 0:
         return native.clip(x, center, radius, out)
@@ -124,13 +125,12 @@ def _bound(center: Tensor | None, radius: Tensor, dtype: torch.dtype) -> Tensor:
 
 def column(radius: Any, rows: Tensor) -> Tensor:
     """A radius for each row, (N, 1) float64."""
-    each = torch.as_tensor(radius, dtype=torch.float64, device=rows.device)
-    return each.reshape(-1, 1).expand(rows.shape[0], 1)
+    return placed(radius, rows.device).reshape(-1, 1).expand(rows.shape[0], 1)
 
 
 def as_rows(value: Any, rows: Tensor) -> Tensor:
     """A number for each element, (N, D) of the rows' dtype."""
-    return torch.as_tensor(value, dtype=rows.dtype, device=rows.device).expand(rows.shape)
+    return placed(value, rows.device, rows.dtype).expand(rows.shape)
 
 
 def _center(center: Any, rows: Tensor) -> Tensor | None:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.hyper import placed
 from ..data.plain import is_plain
 from . import sets
 from .sets import with_slope
@@ -63,7 +64,7 @@ def _orthogonal(x: Tensor, rounding: float) -> tuple[Tensor, Tensor]:
 
 def _nuclear_ball(x: Tensor, rounding: float, radius: Any) -> tuple[Tensor, Tensor]:
     u, s, v = torch.linalg.svd(x.detach(), full_matrices=False)
-    radius = torch.as_tensor(radius, dtype=torch.float64, device=x.device).reshape(())
+    radius = placed(radius, x.device).reshape(())
     small = sets.l1_ball(s[None], radius.detach())[0]
     outside = (small != s).any()
     new = torch.where(outside, (u * small) @ v, x.detach())

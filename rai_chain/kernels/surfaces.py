@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..data.hyper import placed
 from . import fallback, sets
 from .norms import row_norm
 from .sets import column, with_slope
@@ -55,7 +56,7 @@ def hyperplane(rows: Tensor, normal: Any, offset: Any, *, half: bool = False) ->
         offset: a number or a tensor of shape (), (N,) or (N, 1).
         half: whether less than `offset` is as good.
     """
-    normal = torch.as_tensor(normal, dtype=torch.float64, device=rows.device).expand(rows.shape)
+    normal = placed(normal, rows.device).expand(rows.shape)
     size = row_norm(normal, 2)
     size = torch.where(size == 0, 1.0, size)
     unit, level = normal / size, column(offset, rows) / size
@@ -117,8 +118,7 @@ def group_l1_ball(rows: Tensor, radius: Any) -> Tensor:
 
 
 def _origin(center: Any, rows: Tensor) -> Tensor:
-    value = 0.0 if center is None else center
-    return torch.as_tensor(value, dtype=torch.float64, device=rows.device)
+    return placed(0.0 if center is None else center, rows.device)
 
 
 def _direction(ways: Tensor) -> Tensor:

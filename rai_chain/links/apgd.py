@@ -11,7 +11,7 @@ from torch import Tensor
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
-from ..data.hyper import Range
+from ..data.hyper import Range, placed
 from ..data.leaves import beside, both, remember
 from ..data.messages import told
 from ..data.tree import Leaves, Spec, present
@@ -103,7 +103,7 @@ def look(
         check: whether this is a checkpoint, or the first step.
         width: the steps since the checkpoint before.
     """
-    value = torch.as_tensor(value, dtype=torch.float64, device=x.device)
+    value = placed(value, x.device)
     if value.ndim > x.ndim or value.shape != x.shape[: value.ndim] or value.ndim > 1:
         raise ValueError(
             f"`value` must be one number, or one for each row of a leaf of shape "

@@ -1,14 +1,13 @@
 """Updates held to a size: of an element, a row, a leaf, an example or the whole tree."""
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..core.define import elementwise, leafwise, rowwise, treewise
-from ..data.hyper import Bound, NonNegative, RowNonNegative, RowNumber
+from ..data.hyper import Bound, NonNegative, RowNonNegative, RowNumber, placed
 from ..data.tree import Tree, flatten, unflatten
 from ..kernels.norms import joint_norm, rescale, row_norm
 from .transforms import TINY, check_box, clamped, clip_by_norm
@@ -98,7 +97,7 @@ def adaptive_grad_clip(
     Source: Brock et al. 2021, "High-Performance Large-Scale Image Recognition Without
     Normalization", arXiv 2102.06171.
     """
-    return clip_by_norm.function(rows, clipping * row_norm(param, 2).clamp(min=eps))
+    return clip_by_norm.function(rows, clipping * clamped(row_norm(param, 2), eps, None))
 
 
 @elementwise(check=check_box)
@@ -124,11 +123,10 @@ def feasible(grad: Tensor, low: Bound = None, high: Bound = None, *, param: Tens
     Source: the active set of SLIDE (Tramer and Boneh 2019, arXiv 1904.13000); gradient
     projection (Rosen 1960).
     """
-    as_param = partial(torch.as_tensor, dtype=param.dtype, device=param.device)  # as `box` rounds
-    if low is not None:
-        grad = torch.where((param <= as_param(low)) & (grad > 0), 0, grad)
+    if low is not None:  # rounded as `box` does
+        grad = torch.where((param <= placed(low, param.device, param.dtype)) & (grad > 0), 0, grad)
     if high is not None:
-        grad = torch.where((param >= as_param(high)) & (grad < 0), 0, grad)
+        grad = torch.where((param >= placed(high, param.device, param.dtype)) & (grad < 0), 0, grad)
     return grad
 
 
@@ -218,7 +216,7 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
     if not parts:
         return grads, torch.zeros((), dtype=torch.int64, device="cpu")
     norm = joint_norm(parts)
-    bound = torch.as_tensor(max_norm, dtype=norm.dtype, device=norm.device).reshape(-1, 1)
+    bound = placed(max_norm, norm.device).reshape(-1, 1)
     outside = norm > bound
     factor = torch.where(outside, bound / torch.where(outside, norm, 1), 1)
     sums = [

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, rowwise
-from ..data.hyper import Bool, NonNegative, Number, Optional, RowFraction, RowNonNegative
+from ..data.hyper import Bool, NonNegative, Number, Optional, RowFraction, RowNonNegative, placed
 from ..kernels import sets, signs
 from ..kernels.norms import rescale, row_norm
 from ..kernels.select import keep_largest
-from .transforms import TINY, most_kept, sign, top_q
+from .transforms import TINY, clamped, most_kept, sign, top_q
 
 
 @rowwise
@@ -179,7 +179,7 @@ def frank_wolfe_step(
 
     Source: Jaggi 2013, "Revisiting Frank-Wolfe", ICML, algorithm 1.
     """
-    rate = torch.as_tensor(lr, dtype=torch.float64, device=step.device)
+    rate = placed(lr, step.device)
     if use_default_lr_schedule:
-        rate = rate / (rate + step).clamp(min=div_by_zero_eps)
+        rate = rate / clamped(rate + step, div_by_zero_eps, None)
     return param * (1.0 - rate) + grad * (rate * grad_scale)

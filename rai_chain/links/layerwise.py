@@ -12,6 +12,7 @@ from ..kernels.norms import row_norm
 from .descent import optimizer, penalty, scale_by_learning_rate
 from .moments import scale_by_adam
 from .momentum import trace
+from .transforms import clamped
 
 
 @leafwise
@@ -43,7 +44,7 @@ def scale_by_trust_ratio(
 
     Source: LARS (You et al. 2017, arXiv 1708.03888); optax's of the same name.
     """
-    own, of_param = (_norm(x).clamp(min=min_norm) for x in (grad, param))
+    own, of_param = (clamped(_norm(x), min_norm, None) for x in (grad, param))
     zero = (own == 0) | (of_param == 0)
     ratio = trust_coefficient * of_param / torch.where(zero, 1, own + eps)
     return grad * torch.where(zero, 1, ratio)
@@ -67,7 +68,7 @@ def scale_by_param_block_norm(grad: Tensor, min_scale: NonNegative = 1e-3, *, pa
 
     Source: the function of the same name in optax.
     """
-    return grad * _norm(param).clamp(min=min_scale)
+    return grad * clamped(_norm(param), min_scale, None)
 
 
 @leafwise
@@ -88,7 +89,7 @@ def scale_by_param_block_rms(grad: Tensor, min_scale: NonNegative = 1e-3, *, par
 
     Source: Adafactor (Shazeer and Stern 2018, arXiv 1804.04235); optax's of the same name.
     """
-    return grad * (_norm(param) / param.numel() ** 0.5).clamp(min=min_scale)
+    return grad * clamped(_norm(param) / param.numel() ** 0.5, min_scale, None)
 
 
 def _norm(leaf: Tensor) -> Tensor:

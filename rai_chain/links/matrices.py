@@ -16,6 +16,7 @@ from .layerwise import scale_by_param_block_rms
 from .memory import average, wide, zeros
 from .moments import scale_by_adam
 from .parts import masked
+from .transforms import clamped
 
 Steps = Annotated[int, Range(0, static=True, whole=True)]
 Adjustment = Annotated[str, Flag(("original", "match_rms_adamw"))]
@@ -33,7 +34,7 @@ def orthogonalized(matrix: Tensor, steps: int, eps: Any) -> Tensor:
     a, b, c = _COEFFICIENTS
     wide_one = matrix.shape[0] <= matrix.shape[1]
     x = matrix if wide_one else matrix.mT
-    x = x / torch.linalg.matrix_norm(x).clamp(min=eps)
+    x = x / clamped(torch.linalg.matrix_norm(x), eps, None)
     for _ in range(steps):
         gram = x @ x.mT
         x = a * x + (b * gram + c * (gram @ gram)) @ x
@@ -243,7 +244,7 @@ def descend_within(
     Source: the relative step of Adafactor, as `torch.optim.Adafactor` has it.
     """
     count, param = state["count"] + 1, wide(param)
-    rate = (count.double() ** -0.5).clamp(max=lr)
+    rate = clamped(count.double() ** -0.5, None, lr)
     return param * (1 - lr * weight_decay) - param - rate * wide(grad), {"count": count}
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 from ..core.define import treewise
 from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
-from ..data.hyper import Flag, Range, RowNonNegative, RowNumber, Several
+from ..data.hyper import Flag, Range, RowNonNegative, RowNumber, Several, placed
 from ..data.leaves import both, device_of, remember, zeros
 from ..data.messages import told
 from ..data.tree import Leaves, Spec, is_container, leaves_like, present
@@ -58,7 +58,7 @@ def scale_by_polyak(
     if not leaves:
         return leaves
     square = joint_norm([leaf.reshape(1, -1) for leaf in leaves]).reshape(()) ** 2 + eps
-    loss = torch.as_tensor(value, dtype=torch.float64, device=square.device)
+    loss = placed(value, square.device)
     if loss.numel() != 1:
         raise ValueError(f"`value` must be one number, the loss  Got: {told(value)}")
     gap = loss.reshape(()) - f_min

@@ -11,7 +11,7 @@ from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
 from ..data.checks import check_leaves
-from ..data.hyper import Range
+from ..data.hyper import Range, placed
 from ..data.messages import check_function, told
 from ..data.tree import Leaves, Spec, Tree, flatten, unflatten
 from ..engine.run import Run, State
@@ -39,7 +39,7 @@ class Record(Wrapper):
         if shaped or not isinstance(value, (int, float, Tensor)):
             raise TypeError(f"`fn` must return one number, a 0-dim tensor  Got: {told(value)}")
         history = state["record"][name]
-        value = torch.as_tensor(value, dtype=history.dtype, device=history.device)
+        value = placed(value, history.device, history.dtype)
         here = torch.arange(capacity, device=history.device) == state["step"] % capacity
         new = torch.where(here, value.detach(), history)
         return list(leaves), {"inner": state["inner"], "record": {name: new}}

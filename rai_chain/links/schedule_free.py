@@ -7,7 +7,7 @@ import torch
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
-from ..data.hyper import Range
+from ..data.hyper import Range, placed
 from ..data.leaves import both, device_of, remember
 from ..data.tree import Leaves, Spec, present
 from ..engine.function import column_of
@@ -57,7 +57,7 @@ class ScheduleFree(Wrapper):
         z = remember(lambda z, u: (z + u).to(z.dtype), old, moves)
         z, states = run_links(*links, z, states, part, values[""], "parameter")
         z = [before if g is None else new for before, new, g in zip(old, z, leaves, strict=True)]
-        lr = torch.as_tensor(own["lr"], dtype=torch.float64, device=device_of(leaves))
+        lr = placed(own["lr"], device_of(leaves))
         max_lr = torch.maximum(state["max_lr"], lr)
         weight = max_lr ** own["weight_lr_power"]
         total = state["weight_sum"] + weight

@@ -16,7 +16,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from ..data.hyper import Bool, Flag, NonNegative, Number, Optional, Range, rules_of
+from ..data.hyper import Bool, Flag, NonNegative, Number, Optional, Range, placed, rules_of
 from ..data.tree import is_container
 
 Steps = Annotated[Any, Range(1)]
@@ -36,7 +36,7 @@ class Schedule:
 
     def __call__(self, step: Any) -> Tensor:
         step = step if isinstance(step, Tensor) else torch.as_tensor(step, device="cpu")
-        value = torch.as_tensor(self.at(step.double()), dtype=torch.float64, device=step.device)
+        value = placed(self.at(step.double()), step.device)
         return value.expand(step.shape)
 
     def at(self, t: Tensor) -> Any:
@@ -329,7 +329,7 @@ def check_scales(scales: Any) -> None:
 
 def like(t: Tensor, value: Any) -> Tensor:
     """A number or a tensor in the dtype and on the device of the step."""
-    return torch.as_tensor(value, dtype=t.dtype, device=t.device)
+    return placed(value, t.device, t.dtype)
 
 
 def progress(t: Tensor, steps: Any) -> Tensor:

@@ -15,6 +15,7 @@ from ..data.hyper import (
     RowNonNegative,
     StaticNumber,
     StaticOptional,
+    placed,
 )
 from ..data.random import uniform
 from ..kernels import signs
@@ -56,7 +57,7 @@ def _larger(a: Any, b: Any) -> Any:
     place = next((x.device for x in (a, b) if isinstance(x, Tensor)), None)
     if place is None:
         return max(a, b)
-    return torch.maximum(torch.as_tensor(a, device=place), torch.as_tensor(b, device=place))
+    return torch.maximum(placed(a, place, torch.int64), placed(b, place, torch.int64))
 
 
 def most_kept(values: dict[str, Any], size: int) -> int:
@@ -127,10 +128,12 @@ def check_interval(low_name: str, low: Any, high_name: str, high: Any) -> None:
 
 
 def clamped(x: Tensor, low: Any, high: Any, out: Tensor | None = None) -> Tensor:
-    """`torch.clamp` that takes a number beside a tensor."""
-    if isinstance(low, Tensor) != isinstance(high, Tensor):
+    """`torch.clamp` that takes a number beside a tensor, and a tensor that is on the host."""
+    if isinstance(low, Tensor) or isinstance(high, Tensor):
+        kinds = (getattr(b, "dtype", x.dtype) for b in (low, high))
         low, high = (
-            b if b is None or isinstance(b, Tensor) else x.new_full((), b) for b in (low, high)
+            b if b is None else placed(b, x.device, kind)
+            for b, kind in zip((low, high), kinds, strict=True)
         )
     return torch.clamp(x, low, high, out=out)
 
@@ -282,7 +285,7 @@ def normalize(
 
     Source: steepest descent for the p-norm balls (Boyd and Vandenberghe 2004, section 9.4).
     """
-    norm = row_norm(rows, p).clamp(min=div_by_zero_eps)
+    norm = clamped(row_norm(rows, p), div_by_zero_eps, None)
     if isinstance(div_by_zero_eps, Tensor) or div_by_zero_eps == 0.0:
         norm = torch.where(norm == 0.0, 1.0, norm)
     return rescale(rows, norm, out=out)
@@ -319,7 +322,7 @@ def clip_by_norm(
 
 def _clip(norm: Tensor, max_norm: Any) -> tuple[Tensor, Tensor]:
     """What to divide by and to multiply with: the norm and its bound, or 1 and 1 inside it."""
-    bound = torch.as_tensor(max_norm, dtype=torch.float64, device=norm.device).expand(norm.shape)
+    bound = placed(max_norm, norm.device).expand(norm.shape)
     inside = norm <= bound
     return torch.where(inside, 1.0, norm), torch.where(inside, 1.0, bound)
 

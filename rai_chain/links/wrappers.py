@@ -9,7 +9,7 @@ from torch import Tensor
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
 from ..core.wrapper import Wrapper
-from ..data.hyper import Flag, Range
+from ..data.hyper import Flag, Range, placed
 from ..data.leaves import both, choose, device_of, remember, zeros
 from ..data.messages import check_function, told
 from ..data.tree import Leaves, Spec, Tree, flatten, present, unflatten
@@ -95,7 +95,7 @@ def _verdict(name: str, said: Any, leaves: Leaves) -> Tensor:
     """What a function said of the leaves, refused where it is not one bool."""
     if not isinstance(said, bool) and getattr(said, "dtype", None) is not torch.bool:
         raise TypeError(f"`{name}` must return one bool, a 0-dim tensor  Got: {told(said)}")
-    condition = torch.as_tensor(said, device=device_of(leaves))
+    condition = placed(said, device_of(leaves), torch.bool)
     if condition.ndim:
         raise ValueError(f"`{name}` must return one bool, a 0-dim tensor  Got: {told(said)}")
     return condition

@@ -109,8 +109,9 @@ $(VENV)/docs: $(VENV)/examples
 	$(PIP) -e '.[docs]'
 	touch $@
 
-# rai-toolbox is what the tests compare with; its own dependencies would replace torch.
-$(VENV)/test: $(VENV)/examples
+# What the tests compare with: the dependencies of these would replace torch.
+PEERS := rai-toolbox==0.2.1 torchattacks==3.5.1 cleverhans==4.0.0
+$(VENV)/test: $(VENV)/examples Makefile
 	$(PIP) -e '.[test,bench]'
-	$(PIP) --no-deps rai-toolbox==0.2.1
+	$(PIP) --no-deps $(PEERS)
 	touch $@

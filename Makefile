@@ -36,7 +36,7 @@ test-distributed: $(VENV)/test
 	RAI_CHAIN_TESTS=long $(BIN)/python -m pytest -q tests/distributed
 
 # The tests that optax's wheel ships, on the functions of this library: some minutes. LONG=1: with
-# its optimizations of 10,000 steps and more.
+# its optimizations of 10,000 steps, some minutes more.
 test-optax: $(VENV)/test
 	$(if $(LONG),RAI_CHAIN_TESTS=long )$(BIN)/python tests/oracles/optax_suite.py
 

@@ -1,11 +1,11 @@
-# make demo | make test | make test-clients | make test-distributed | make test-versions | make fuzz |
-# make bench [QUICK=1] | make wheel | make docs: each makes the environment it needs.
+# make demo | make test | make test-clients | make test-distributed | make test-optax | make test-versions |
+# make fuzz | make bench [QUICK=1] | make wheel | make docs: each makes the environment it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-clients test-distributed test-versions fuzz bench wheel docs docs-check api stubs format clean
+.PHONY: demo test test-clients test-distributed test-optax test-versions fuzz bench wheel docs docs-check api stubs format clean
 
 demo: $(VENV)/examples
 	$(BIN)/python examples/attacks.py
@@ -34,6 +34,11 @@ test-clients: $(VENV)/clients/ready
 # Tensors that 2, 4 and 8 processes share: many random shapes and placements.
 test-distributed: $(VENV)/test
 	RAI_CHAIN_TESTS=long $(BIN)/python -m pytest -q tests/distributed
+
+# The tests that optax's wheel ships, on the functions of this library: some minutes. LONG=1: with
+# its optimizations of 10,000 steps, some minutes more.
+test-optax: $(VENV)/test
+	$(if $(LONG),RAI_CHAIN_TESTS=long )$(BIN)/python tests/oracles/optax_suite.py
 
 bench: $(VENV)/test
 	$(BIN)/python -m benchmarks $(if $(QUICK),--quick)
@@ -110,8 +115,9 @@ $(VENV)/docs: $(VENV)/examples
 	$(PIP) -e '.[docs]'
 	touch $@
 
-# rai-toolbox is what the tests compare with; its own dependencies would replace torch.
-$(VENV)/test: $(VENV)/examples
+# What the tests compare with: the dependencies of these would replace torch.
+PEERS := rai-toolbox==0.2.1 torchattacks==3.5.1 cleverhans==4.0.0
+$(VENV)/test: $(VENV)/examples Makefile
 	$(PIP) -e '.[test,bench]'
-	$(PIP) --no-deps rai-toolbox==0.2.1
+	$(PIP) --no-deps $(PEERS)
 	touch $@

@@ -4,8 +4,13 @@ from pathlib import Path
 
 import pytest
 
-collect_ignore = ["clients"]  # `make test-clients` runs them, in an environment of its own
-collect_ignore += ["links/on_a_device.py", "kernels/in_triton.py"]  # in processes of their own
+collect_ignore = [
+    "clients",  # `make test-clients` runs them, in an environment of its own
+    "links/on_a_device.py",  # these in processes of their own, which tests start
+    "kernels/in_triton.py",
+    "oracles/optax_shim.py",
+    "oracles/optax_suite.py",
+]
 SHORT_ROWS = pytest.mark.filterwarnings("ignore:.* keeps nothing of :UserWarning")
 
 

@@ -1,7 +1,6 @@
 """Attacks against loops written plainly, against other libraries, and what holds of all of them."""
 
 import copy
-import importlib
 import math
 import warnings
 from functools import partial
@@ -17,6 +16,11 @@ from torch.nn.functional import cross_entropy
 import rai_chain as rc
 from rai_chain import attacks
 from rai_chain.attacks.climb import losses
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import foolbox
+    import torchattacks
 
 INF = math.inf
 PART = 0.2917  # of the radius, a step: with a fourth, pixels would come to rest at equal heights
@@ -39,6 +43,10 @@ def digits():
             cross_entropy(net(images[64:]), labels[64:]).backward()
             optim.step()
     return net.eval(), images[:64], labels[:64]
+
+
+def doubled(net):
+    return copy.deepcopy(net).double()
 
 
 def accuracy(net, images, labels):
@@ -96,7 +104,7 @@ def vertex(gradient, norm):
 
 def plainly(rule, net, images, labels, epsilon, norm, steps, size, sign=1.0):
     """An attack on one image after the other, in float64: the points after the last step."""
-    net, found = net.double(), []
+    net, found = doubled(net), []
     for image, label in zip(images.double(), labels, strict=True):
         center = x = image.flatten()
         total = torch.zeros_like(x)
@@ -118,7 +126,6 @@ def plainly(rule, net, images, labels, epsilon, norm, steps, size, sign=1.0):
                 x = center + nearest(x - center, norm, epsilon)
             x = x.clamp(0.0, 1.0)
         found.append(x.view(image.shape))
-    net.float()
     return torch.stack(found)
 
 
@@ -145,19 +152,17 @@ def test_the_rule_is_that_of_the_paper(rule, norm, targeted, digits):
     sign = -1.0 if targeted else 1.0
     expected = plainly(rule, net, images, wanted, epsilon, norm, steps, size, sign)
     exact = getattr(attacks, rule)(
-        net.double(), images.double(), wanted, epsilon, targeted=targeted, **options
+        doubled(net), images.double(), wanted, epsilon, targeted=targeted, **options
     )
     torch.testing.assert_close(exact, expected, rtol=0, atol=1e-9)
-    net.float()
     found = getattr(attacks, rule)(net, images, wanted, epsilon, targeted=targeted, **options)
-    assert (found - expected).abs().flatten(1).amax(1).median() < 1e-5
+    assert (found - expected).abs().max() < 2e-4
 
 
 @NORMS
 def test_one_perturbation_for_all_is_that_of_the_mean_loss(norm, digits):
-    net, images, labels = digits
+    net, images, labels = doubled(digits[0]), digits[1], digits[2]
     shift = torch.zeros(1, 8, 8, dtype=torch.float64)
-    net.double()
     for _ in range(7):
         at = shift.clone().requires_grad_()
         loss = cross_entropy(net((images.double() + at).clamp(0, 1)), labels)
@@ -166,7 +171,6 @@ def test_one_perturbation_for_all_is_that_of_the_mean_loss(norm, digits):
         shift = nearest(moved, norm, EPSILON[norm]).view(1, 8, 8)
     options = {"norm": norm, "steps": 7, "step_size": EPSILON[norm] / 4, "best": False}
     found = attacks.universal(net, images.double(), labels, EPSILON[norm], **options)
-    net.float()
     torch.testing.assert_close(found, shift, rtol=0, atol=1e-9)
 
 
@@ -218,15 +222,10 @@ def of_torchattacks(name, **options):
     return run
 
 
-def optional(name):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return importlib.import_module(name) if importlib.util.find_spec(name) else None
-
-
-foolbox, torchattacks = optional("foolbox"), optional("torchattacks")
 LAST = {"steps": STEPS, "best": False}
 FREE = {**LAST, "random_start": False, "low": -INF, "high": INF}
+OTHERS = {"steps": STEPS, "random_start": False}
+FIXED = {"random_start": False, **LAST}
 SAME = {  # norm, the peer, ours
     "rai-toolbox, Linf": (
         INF,
@@ -238,62 +237,52 @@ SAME = {  # norm, the peer, ours
         of_rai_toolbox(theirs.L2ProjectedOptim, lr=0.15),
         ours("pgd", norm=2, step_size=0.15, **FREE),
     ),
+    "foolbox, FGSM": (INF, of_foolbox("FGSM"), ours("fgsm")),
+    "foolbox, FGM": (2, of_foolbox("L2FastGradientAttack"), ours("fgsm", norm=2)),
+    "foolbox, Linf": (
+        INF,
+        of_foolbox("LinfPGD", abs_stepsize=0.02, **OTHERS),
+        ours("pgd", step_size=0.02, **FIXED),
+    ),
+    "foolbox, L2": (
+        2,
+        of_foolbox("L2PGD", abs_stepsize=0.15, **OTHERS),
+        ours("pgd", norm=2, step_size=0.15, **FIXED),
+    ),
+    "torchattacks, FGSM": (INF, of_torchattacks("FGSM"), ours("fgsm")),
+    "torchattacks, Linf": (
+        INF,
+        of_torchattacks("PGD", alpha=0.02, **OTHERS),
+        ours("pgd", step_size=0.02, **FIXED),
+    ),
+    "torchattacks, L2": (
+        2,
+        of_torchattacks("PGDL2", alpha=0.15, eps_for_division=1e-30, **OTHERS),
+        ours("pgd", norm=2, step_size=0.15, **FIXED),
+    ),
+    "torchattacks, MI-FGSM": (
+        INF,
+        of_torchattacks("MIFGSM", alpha=0.02, steps=STEPS, decay=0.9),
+        ours("mi_fgsm", step_size=0.02, decay=0.9, **LAST),
+    ),
 }
 EQUAL_OR_BETTER = {
     "rai-toolbox, L1": (
         1,
         of_rai_toolbox(theirs.L1qFrankWolfe, q=0.9, dq=0.0, lr=2.0),
         ours("slide", q=0.9, steps=STEPS, low=-INF, high=INF),
-    )
+    ),
+    "foolbox, L1": (
+        1,
+        of_foolbox("L1PGD", abs_stepsize=0.5, **OTHERS),
+        ours("pgd", norm=1, steps=STEPS, step_size=0.5, random_start=False),
+    ),
+    "foolbox, SLIDE": (
+        1,
+        of_foolbox("SparseL1DescentAttack", abs_stepsize=0.5, quantile=0.875, **OTHERS),
+        ours("slide", q=0.875, steps=STEPS, step_size=0.5),
+    ),
 }
-if foolbox:
-    own = {"abs_stepsize": 0.15, "steps": STEPS, "random_start": False}
-    SAME |= {
-        "foolbox, FGSM": (INF, of_foolbox("FGSM"), ours("fgsm")),
-        "foolbox, FGM": (2, of_foolbox("L2FastGradientAttack"), ours("fgsm", norm=2)),
-        "foolbox, Linf": (
-            INF,
-            of_foolbox("LinfPGD", **{**own, "abs_stepsize": 0.02}),
-            ours("pgd", step_size=0.02, random_start=False, **LAST),
-        ),
-        "foolbox, L2": (
-            2,
-            of_foolbox("L2PGD", **own),
-            ours("pgd", norm=2, step_size=0.15, random_start=False, **LAST),
-        ),
-    }
-    EQUAL_OR_BETTER |= {
-        "foolbox, L1": (
-            1,
-            of_foolbox("L1PGD", **{**own, "abs_stepsize": 0.5}),
-            ours("pgd", norm=1, steps=STEPS, step_size=0.5, random_start=False),
-        ),
-        "foolbox, SLIDE": (
-            1,
-            of_foolbox("SparseL1DescentAttack", **own | {"abs_stepsize": 0.5, "quantile": 0.875}),
-            ours("slide", q=0.875, steps=STEPS, step_size=0.5),
-        ),
-    }
-if torchattacks:
-    own = {"steps": STEPS, "random_start": False}
-    SAME |= {
-        "torchattacks, FGSM": (INF, of_torchattacks("FGSM"), ours("fgsm")),
-        "torchattacks, Linf": (
-            INF,
-            of_torchattacks("PGD", alpha=0.02, **own),
-            ours("pgd", step_size=0.02, random_start=False, **LAST),
-        ),
-        "torchattacks, L2": (
-            2,
-            of_torchattacks("PGDL2", alpha=0.15, eps_for_division=1e-30, **own),
-            ours("pgd", norm=2, step_size=0.15, random_start=False, **LAST),
-        ),
-        "torchattacks, MI-FGSM": (
-            INF,
-            of_torchattacks("MIFGSM", alpha=0.02, steps=STEPS, decay=0.9),
-            ours("mi_fgsm", step_size=0.02, decay=0.9, **LAST),
-        ),
-    }
 
 
 @pytest.mark.parametrize("name", SAME)
@@ -315,29 +304,26 @@ def test_as_many_images_are_fooled_as_by_another_library(name, digits):
     assert found <= theirs < accuracy(net, images, labels)
 
 
-if torchattacks:
+@pytest.mark.parametrize("norm", [2, INF])
+def test_as_many_images_are_fooled_as_by_the_adaptive_steps_of_another_library(norm, digits):
+    data = load_digits()
+    images = torch.tensor(data.images[:300], dtype=torch.float32)[:, None] / 16
+    net, labels, epsilon = digits[0], torch.tensor(data.target[:300]), EPSILON[norm]
 
-    @pytest.mark.parametrize("norm", [2, INF])
-    def test_as_many_images_are_fooled_as_by_the_adaptive_steps_of_another_library(norm, digits):
-        data = load_digits()
-        images = torch.tensor(data.images[:300], dtype=torch.float32)[:, None] / 16
-        net, labels, epsilon = digits[0], torch.tensor(data.target[:300]), EPSILON[norm]
+    def mean(attack):
+        return sum(accuracy(net, attack(seed), labels) for seed in range(3)) / 3
 
-        def mean(attack):
-            return sum(accuracy(net, attack(seed), labels) for seed in range(3)) / 3
-
-        name = {2: "L2", INF: "Linf"}[norm]
-        theirs = mean(
-            lambda seed: of_torchattacks("APGD", norm=name, steps=30, n_restarts=1, seed=seed)(
-                net, images, labels, epsilon
-            )
+    name = {2: "L2", INF: "Linf"}[norm]
+    theirs = mean(
+        lambda seed: of_torchattacks("APGD", norm=name, steps=30, n_restarts=1, seed=seed)(
+            net, images, labels, epsilon
         )
-        found = mean(
-            lambda seed: attacks.apgd(net, images, labels, epsilon, norm=norm, steps=30, seed=seed)
-        )
-        assert (
-            found <= theirs + 0.01 < accuracy(net, images, labels)
-        )  # what starts are drawn, tells
+    )
+    found = mean(
+        lambda seed: attacks.apgd(net, images, labels, epsilon, norm=norm, steps=30, seed=seed)
+    )
+    # what starts are drawn, tells
+    assert found <= theirs + 0.01 < accuracy(net, images, labels)
 
 
 # ------------------------------------------------------------------ what holds of all
@@ -389,19 +375,18 @@ def test_it_fools_the_network_away_from_labels_or_towards_them(name, digits):
 
 @every
 def test_a_row_is_what_it_is_alone(name, digits):
-    net, images, labels = digits
-    together = ALL[name](net.double(), images[:3].double(), labels[:3], EPSILON[norm_of(name)])
-    if "pgd" not in name:  # which start at random
-        for i in range(3):
-            one = slice(i, i + 1)
-            alone = ALL[name](net, images[one].double(), labels[one], EPSILON[norm_of(name)])
-            torch.testing.assert_close(alone, together[one])
-    net.float()
+    net, images, labels = doubled(digits[0]), digits[1].double(), digits[2]
+    own = {"random_start": False} if "pgd" in name else {}
+    attack = partial(ALL[name], net, epsilon=EPSILON[norm_of(name)], **own)
+    together = attack(images=images[:3], labels=labels[:3])
+    for i in range(3):
+        one = slice(i, i + 1)
+        torch.testing.assert_close(attack(images=images[one], labels=labels[one]), together[one])
 
 
 @every
 def test_under_vmap_each_radius_is_what_it_is_alone(name, digits):
-    net, image, label = copy.deepcopy(digits[0]).double(), digits[1][:2].double(), digits[2][:2]
+    net, image, label = doubled(digits[0]), digits[1][:2].double(), digits[2][:2]
     radii = EPSILON[norm_of(name)] * torch.tensor([0.5, 1.0], dtype=torch.float64)
     together = torch.func.vmap(lambda epsilon: ALL[name](net, image, label, epsilon))(radii)
     for epsilon, found in zip(radii.tolist(), together, strict=True):

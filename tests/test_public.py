@@ -3,6 +3,7 @@
 import inspect
 import math
 import re
+from pathlib import Path
 
 import pytest
 from public import FILE, api, names
@@ -48,6 +49,23 @@ def test_no_public_name_changes_unannounced():
 def test_every_public_name_is_on_one_page():
     shown = [name for members in names.pages().values() for name in members]
     assert sorted(shown) == sorted(PUBLIC)
+
+
+def coded(text):
+    """What stands in backticks, without arguments."""
+    return {code.split("(")[0] for code in re.findall("`(.*?)`", text.replace("\n", " "))}
+
+
+def test_every_link_is_in_a_line():
+    """Where a link came: docs/links.md or docs/wrappers.md."""
+    links, wrappers = ((Path(names.__file__).parent / f"{p}.md") for p in ("links", "wrappers"))
+    rows = [line for line in links.read_text().splitlines() if line.startswith("|")]
+    listed = coded(" ".join(row.split(" | ")[0] for row in rows))
+    also = {"wrappers": coded(wrappers.read_text())}
+    for page in (*names.SCOPES.values(), "steps", "constraints", "wrappers"):
+        own = {name.rsplit(".", 1)[1] for name in names.pages()[page]}
+        missing = own - listed - also.get(page, set())
+        assert not missing, f"no line has {sorted(missing)}"
 
 
 @every

@@ -26,6 +26,11 @@ def allowed(text):
     return {requirement.name: requirement.specifier for requirement in every}
 
 
+def peers(text):
+    """What the Makefile installs beside the tests without its dependencies."""
+    return re.search(r"^PEERS := (.*)$", text, re.M)[1].split()
+
+
 def chosen(which, versions, specifier):
     """The oldest or the newest of the versions that are allowed."""
     pick = {"oldest": min, "newest": max}[which]
@@ -51,8 +56,8 @@ def main(which, *given):
     python = str(home / "bin" / "python")
     pip = [python, "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     subprocess.run([*pip, *pins], check=True)  # torch first: what follows must not replace it
-    subprocess.run([*pip, *pins, "-e", ".[test]"], cwd=ROOT, check=True)
-    subprocess.run([*pip, "--no-deps", "rai-toolbox==0.2.1"], check=True)
+    subprocess.run([*pip, *pins, "-e", ".[test,bench]"], cwd=ROOT, check=True)
+    subprocess.run([*pip, "--no-deps", *peers((ROOT / "Makefile").read_text())], check=True)
     tests = [python, "-m", "pytest", "-q", *rest.split()]
     return subprocess.run(tests, cwd=ROOT).returncode
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ..core.define import elementwise, leafwise, rowwise, treewise
+from ..data.checks import check_leaves
 from ..data.hyper import Bound, NonNegative, RowNonNegative, RowNumber, placed
 from ..data.tree import Tree, flatten, unflatten
 from ..kernels.norms import joint_norm, rescale, row_norm
@@ -200,6 +201,9 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
         The tree of sums, without the dimension of the examples, and how many were clipped, a
         0-dim int64 tensor.
 
+    Raises:
+        TypeError: a leaf is no floating tensor.
+
     Example:
         >>> import torch
         >>> grads = {"w": torch.tensor([[3.0], [0.3]]), "b": torch.tensor([4.0, 0.4])}
@@ -209,6 +213,7 @@ def per_example_global_norm_clip(grads: Tree, max_norm: Any) -> tuple[Tree, Tens
     Source: Abadi et al. 2016, "Deep Learning with Differential Privacy", arXiv 1607.00133.
     """
     leaves, spec = flatten(grads)
+    check_leaves(leaves, spec, "grads")
     sizes = [0 if leaf is None else math.prod(leaf.shape[1:]) for leaf in leaves]
     pairs = zip(leaves, sizes, strict=True)
     rows = [None if leaf is None else leaf.reshape(len(leaf), size) for leaf, size in pairs]

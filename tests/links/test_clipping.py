@@ -66,6 +66,12 @@ def test_per_example_clip_is_the_loop_over_examples() -> None:
     torch.testing.assert_close(out, total)
 
 
+def test_per_example_clip_refuses_integers_instead_of_rounding_to_them() -> None:
+    grads = {"w": draw(4, 2), "b": torch.tensor([0, 5, -3, 0])}
+    with pytest.raises(TypeError, match=r"`grads\['b'\]` must have a floating dtype"):
+        rc.per_example_global_norm_clip(grads, 1.0)
+
+
 def test_per_example_clip_has_derivatives_and_bounds_of_examples() -> None:
     x = draw(4, 3).double()
     x[0] = 0

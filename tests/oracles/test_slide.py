@@ -1,7 +1,8 @@
-"""foolbox as an oracle: SLIDE, the sparse L1 descent attack, image for image.
+"""SLIDE, the sparse L1 descent attack, image for image with foolbox's and CleverHans's.
 
 foolbox's projection onto the L1 ball divides by one too many and so leaves the ball; here it has
-the exact one, by the sort of Duchi et al. in float64. All else is foolbox's own.
+the exact one, by the sort of Duchi et al. in float64. CleverHans scales what has left the ball,
+which is no projection; here its steps stay inside. All else is their own.
 """
 
 import math
@@ -18,6 +19,7 @@ import rai_chain as rc
 with warnings.catch_warnings():
     warnings.filterwarnings("ignore", "Please import", DeprecationWarning)  # scipy to foolbox
     import foolbox
+    from cleverhans.torch.attacks.sparse_l1_descent import sparse_l1_descent
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Please import:DeprecationWarning"),
@@ -57,7 +59,9 @@ def problem(seed: int) -> tuple[Any, Tensor, Tensor]:
     return net.eval().requires_grad_(False), images, net(images).argmax(1)
 
 
-def ours(net: Any, images: Tensor, labels: Tensor, *links: Any, k: int = 1) -> Tensor:
+def ours(
+    net: Any, images: Tensor, labels: Tensor, *links: Any, k: int = 1, epsilon: float = EPSILON
+) -> Tensor:
     """The last images of an attack whose first links are given."""
     cost = nn.CrossEntropyLoss(reduction="none")
     tx = rc.chain(
@@ -66,7 +70,7 @@ def ours(net: Any, images: Tensor, labels: Tensor, *links: Any, k: int = 1) -> T
         rc.sign(),
         rc.normalize(1),
         rc.scale(-STEP),
-        rc.l1_ball(EPSILON, images),
+        rc.l1_ball(epsilon, images),
         rc.box(0.0, 1.0),
     )
     loss = lambda x: cost(net(x), labels)  # noqa: E731
@@ -99,3 +103,20 @@ def test_foolboxs_own_projection_leaves_its_ball() -> None:
     size = lambda x: (x - images).abs().flatten(1).sum(1).amax()  # noqa: E731
     assert size(theirs(foolbox.attacks.SparseL1DescentAttack, net, images, labels, 0.8)) > EPSILON
     assert size(ours(net, images, labels, rc.feasible(0.0, 1.0), k=13)) <= EPSILON * (1 + 1e-15)
+
+
+@pytest.mark.parametrize("percent", [80, 95, 99])
+@pytest.mark.parametrize("seed", range(3))
+def test_slide_with_what_is_feasible_is_cleverhanss(percent: int, seed: int) -> None:
+    net, images, labels = problem(seed)
+    net, images = net.float(), images.float()  # which it makes of any images
+    reach = STEP * STEPS
+    sizes = {"eps": reach, "eps_iter": STEP, "nb_iter": STEPS, "clip_min": 0.0, "clip_max": 1.0}
+    expected = sparse_l1_descent(
+        net, images, y=labels, clip_grad=True, grad_sparsity=percent, **sizes
+    )
+    k = PIXELS - int(percent / 100 * PIXELS) + 1
+    found = ours(net, images, labels, rc.feasible(0.0, 1.0), k=k, epsilon=reach)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+    without = ours(net, images, labels, k=k, epsilon=reach)
+    assert (without - expected).abs().amax() > 0.01

@@ -288,7 +288,7 @@ TABLE = [
         "",
         "adamw(1e-3, mask=3)",
         TypeError,
-        "`mask` must be a tree of bools like the params; for a function use `masked(add_decayed_weights(...), function)`  Got: 3",
+        "`mask` must be bools like the params or their upper part; for a function use `masked(add_decayed_weights(...), function)`  Got: 3",
     ),
     (
         "",
@@ -587,19 +587,19 @@ TABLE = [
         "",
         'scale({"a": 1.}).init(p)',
         ValueError,
-        "`grad_scale` must have the tree structure of `params`  Got: {'a': *} for {'a': *, 'b': *}",
+        "`grad_scale` must have the tree structure of `params`, or of its upper part  Got: {'a': *} for {'a': *, 'b': *}",
     ),
     (
         "",
         "scale([1., 2.]).init(p)",
         ValueError,
-        "`grad_scale` must have the tree structure of `params`  Got: [*, *] for {'a': *, 'b': *}",
+        "`grad_scale` must have the tree structure of `params`, or of its upper part  Got: [*, *] for {'a': *, 'b': *}",
     ),
     (
         "",
         'scale({"a": 1., "c": 2.}).init(p)',
         ValueError,
-        "`grad_scale` must have the tree structure of `params`  Got: {'a': *, 'c': *} for {'a': *, 'b': *}",
+        "`grad_scale` must have the tree structure of `params`, or of its upper part  Got: {'a': *, 'c': *} for {'a': *, 'b': *}",
     ),
     (
         "",
@@ -1564,7 +1564,7 @@ TABLE = [
         "t=adam(1e-3); s=t.init(p)",
         't.step(p, g, s, hyperparams={"lr": {"a": 1.}})',
         ValueError,
-        "`lr` must have the tree structure of `params`  Got: {'a': *} for {'a': *, 'b': *}",
+        "`lr` must have the tree structure of `params`, or of its upper part  Got: {'a': *} for {'a': *, 'b': *}",
     ),
     (
         "t=adam(1e-3); s=t.init(p)",
@@ -1762,13 +1762,13 @@ TABLE = [
         "t=scale(lambda s: [1, 2]); s=t.init(p)",
         "t.update(g, s)",
         ValueError,
-        "`grad_scale` must have the tree structure of `params`  Got: [*, *] for {'a': *, 'b': *}",
+        "`grad_scale` must have the tree structure of `params`, or of its upper part  Got: [*, *] for {'a': *, 'b': *}",
     ),
     (
         "t=scale(lambda s: [1, 2, 3]); s=t.init(p)",
         "t.update(g, s)",
         ValueError,
-        "`grad_scale` must have the tree structure of `params`  Got: [*, *, *] for {'a': *, 'b': *}",
+        "`grad_scale` must have the tree structure of `params`, or of its upper part  Got: [*, *, *] for {'a': *, 'b': *}",
     ),
     (
         "t=scale(lambda s: math.nan); s=t.init(p)",
@@ -1828,7 +1828,7 @@ TABLE = [
         "",
         'adam(lr=.1, betas=({"a": .9}, .9)).init(p)',
         ValueError,
-        "`betas` must have the tree structure of `params`  Got: {'a': *} for {'a': *, 'b': *}",
+        "`betas` must have the tree structure of `params`, or of its upper part  Got: {'a': *} for {'a': *, 'b': *}",
     ),
     (
         "t=adam(lr=ones(7))",

@@ -105,7 +105,7 @@ def leaves_like(tree: Any, spec: Spec, name: str, other: str) -> list[Any]:
     return leaves
 
 
-def spread_over(tree: Any, spec: Spec, name: str) -> list[Any]:
+def spread_over(tree: Any, spec: Spec, name: str, other: str = "`params`") -> list[Any]:
     """A value for each leaf of `spec`: one that stands above several counts for all of them.
 
     Raises:
@@ -114,7 +114,7 @@ def spread_over(tree: Any, spec: Spec, name: str) -> list[Any]:
     leaves: list[Any] = []
     if not _collect(tree, spec, leaves, prefix=True):
         raise ValueError(
-            f"`{name}` must have the tree structure of `params`, or of its upper part  "
+            f"`{name}` must have the tree structure of {other}, or of its upper part  "
             f"Got: {outline(flatten(tree)[1])} for {outline(spec)}"
         )
     return leaves

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..data.hyper import Range, Rule, Several
-from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, leaves_like
+from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, spread_over
 from .function import AmbiguousError, Definition, Rows, spread
 from .run import Run
 from .sharded import has_shards
@@ -33,9 +33,10 @@ def check_together(d: Definition, values: dict[str, Any]) -> None:
     if not trees:
         d.check(values)
         return
-    first = next(iter(trees))
-    spec = flatten(trees[first])[1]
-    columns = {n: leaves_like(tree, spec, n, f"`{first}`") for n, tree in trees.items()}
+    specs = {n: flatten(tree)[1] for n, tree in trees.items()}
+    finest = max(specs, key=lambda n: specs[n].num_leaves)
+    spec = specs[finest]
+    columns = {n: spread_over(tree, spec, n, f"`{finest}`") for n, tree in trees.items()}
     for i, name in enumerate(leaf_names(spec)):
         own = {n: column[i] for n, column in columns.items()}
         if any(value is not None for value in own.values()):  # else there may be no such leaf

@@ -14,7 +14,7 @@ from ..data.hyper import Rule, Several, as_tensor
 from ..data.memory import written
 from ..data.random import leaf_key, stream
 from ..data.rows import TREE, ParamNdim, in_blocks, row_dims, to_rows
-from ..data.tree import ONE, Leaves, Spec, is_container, leaves_like, present, presented
+from ..data.tree import ONE, Leaves, Spec, is_container, present, presented, spread_over
 from .run import Phase, Run, Scope, State
 from .sharded import has_shards
 from .sharded.leaves import on_shard
@@ -236,7 +236,7 @@ def _column(rule: Rule, name: str, value: Any, spec: Spec) -> list[Any] | None:
             return None
         every = [p or [one] * spec.num_leaves for p, one in zip(parts, value, strict=True)]
         return list(zip(*every, strict=True))
-    return leaves_like(value, spec, name, "`params`") if is_container(value) else None
+    return spread_over(value, spec, name) if is_container(value) else None
 
 
 def checked(d: Definition, view: Tensor, **values: Any) -> Any:

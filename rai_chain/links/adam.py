@@ -37,7 +37,7 @@ def adam(
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         amsgrad: keep the largest mean of squares, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -87,7 +87,7 @@ def adamw(
         weight_decay: what each step of size lr takes off the parameters, >= 0.
         amsgrad: keep the largest mean of squares, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.
@@ -130,7 +130,7 @@ def adamax(
         eps: added to each magnitude, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -177,7 +177,7 @@ def nadam(
         momentum_decay: how fast the decay of the mean grows to beta1, >= 0.
         decoupled_weight_decay: take the decay off the parameters, as `adamw` does, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -222,7 +222,7 @@ def radam(
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         decoupled_weight_decay: take the decay off the parameters, as `adamw` does, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -268,7 +268,7 @@ def adabelief(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -311,7 +311,7 @@ def yogi(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -357,7 +357,7 @@ def adan(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.

@@ -10,7 +10,7 @@ from ..core.define import elementwise
 from ..core.pipeline import GradientTransformation
 from ..data.checks import add, check_leaves, check_shapes
 from ..data.hyper import Flag, NonNegative
-from ..data.tree import Tree, flatten, is_container, leaves_like, map_leaves, unflatten
+from ..data.tree import Tree, flatten, leaves_like, map_leaves, unflatten
 from .memory import wide
 
 
@@ -193,9 +193,9 @@ def where(mask: Any, weight_decay: Any) -> Any:
     """The weight decay of each leaf: 0, which changes no bit, where the mask is False."""
     if mask is None:
         return weight_decay
-    if not is_container(mask) or not all(isinstance(m, bool) for m in flatten(mask)[0]):
+    if not all(isinstance(m, bool) for m in flatten(mask)[0]):
         raise TypeError(
-            "`mask` must be a tree of bools like the params; for a function use "
+            "`mask` must be bools like the params or their upper part; for a function use "
             f"`masked(add_decayed_weights(...), function)`  Got: {mask!r}"
         )
     return map_leaves(lambda decays: weight_decay if decays else 0.0, mask)

@@ -117,7 +117,7 @@ def lamb(
         weight_decay: factor of what is added to the direction, >= 0; the Python number 0 leaves
             it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.
@@ -165,7 +165,7 @@ def lars(
         momentum: decay of the sum of steps, >= 0.
         nesterov: look ahead, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.

@@ -121,7 +121,7 @@ def muon(
         adjust_lr_fn: "match_rms_adamw", so that one rate fits both, or "original"; see
             `scale_by_muon`.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`, where weights decay.
@@ -270,7 +270,7 @@ def adafactor(
         d: largest root mean square of an update before that, >= 0.
         weight_decay: what each step of size lr takes off the parameters, >= 0.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.

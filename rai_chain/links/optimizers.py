@@ -44,7 +44,7 @@ def sgd(
         weight_decay: factor of the L2 penalty, >= 0.
         nesterov: look ahead, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`: `trace` and `scale_by_learning_rate`, and what else is needed.
@@ -96,7 +96,7 @@ def rmsprop(
         momentum: decay of the sum of updates, >= 0; the Python number 0 leaves it out.
         centered: divide by the standard deviation, a Python bool.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -142,7 +142,7 @@ def adagrad(
         initial_accumulator_value: where the sum of squares starts, >= 0.
         eps: added to the root of the sum, >= 0.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -184,7 +184,7 @@ def adadelta(
         eps: added to the means of squares, >= 0.
         weight_decay: factor of the L2 penalty, >= 0; the Python number 0 leaves it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.
@@ -272,7 +272,7 @@ def lion(
         weight_decay: what each step of size lr takes off the parameters, >= 0; the Python
             number 0 leaves it out.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`.

@@ -207,7 +207,7 @@ def prodigy(
         safeguard_warmup: leave `lr` out of the denominator of the estimate, a Python bool: for
             a schedule that starts low.
         maximize: climb, a Python bool.
-        mask: a tree of bools like the params, where weights decay; None for everywhere.
+        mask: bools like the params or their upper part, where weights decay; None for everywhere.
 
     Returns:
         A `GradientTransformation`; `update` needs `params`.

@@ -8,6 +8,7 @@ import torch
 from helpers import leaf, snapshot, values
 
 import rai_chain as rc
+from rai_chain.data.tree import flatten, map_leaves
 from rai_chain.optim import ChainedParamTransformingOptimizer, L1qFrankWolfe, TopQGradientOptimizer
 
 # ------------------------------------------------------------------ values beside each other
@@ -45,6 +46,20 @@ def test_the_leaf_that_does_not_fit_is_named():
         rc.clamp({"a": 0.0, "b": [3.0]}, {"a": 1.0, "b": [1.0]})
     with pytest.raises(ValueError, match="`clamp_max` must have the tree structure of `clamp_min`"):
         rc.clamp({"a": 0.0}, {"b": 1.0})
+
+
+def test_a_value_may_stand_for_all_leaves_below_it():
+    x = {"body": {"w": torch.full((2,), 5.0), "b": [torch.full((2,), 7.0)]}, "head": torch.ones(2)}
+    whole = rc.clamp(clamp_max={"body": {"w": 2.0, "b": [2.0]}, "head": 0.5}).map(x)
+    upper = rc.clamp(clamp_min={"body": {"w": 1.0, "b": -1.0}, "head": 0.0})
+    upper = upper.replace(clamp_max={"body": 2.0, "head": 0.5}).map(x)
+    assert all(map(torch.equal, flatten(upper)[0], flatten(whole)[0]))
+    with pytest.raises(ValueError, match=r"Got: 3.0  in `\['body'\]\['w'\]`"):
+        rc.clamp({"body": {"w": 3.0, "b": 1.0}, "head": 0.0}, {"body": 2.0, "head": 0.5})
+    for mask in ({"body": True, "head": False}, {"body": {"w": True, "b": True}, "head": False}):
+        tx = rc.adamw(0.1, weight_decay=0.5, mask=mask)
+        new, _ = tx.step(x, map_leaves(torch.zeros_like, x), tx.init(x))
+        assert torch.equal(new["head"], x["head"]) and new["body"]["w"].tolist() == [4.75, 4.75]
 
 
 def test_a_leaf_that_is_not_there_needs_no_values():

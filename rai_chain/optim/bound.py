@@ -58,7 +58,7 @@ class Bound:
     safe: bool  # these do not raise in the middle
     on_cpu: bool
     numel: int  # elements of all parameters
-    ordinary: bool  # all parameters are of a kind that links take
+    ordinary: bool  # all parameters are of a kind that links take, and each is there once
     first: int = 0  # the place of the group's first parameter among all of them
     tried: bool = False  # the parameter links were run once
     warns: bool = True  # of what a selection keeps nothing: not of a group that was saved
@@ -149,7 +149,7 @@ class Bound:
         tree: Any = dict.fromkeys(names or ()) if by_name else [None] * len(params)
         self.spec = flatten(tree)[1]
         check_params(params, self.spec)
-        self.ordinary = all(map(is_ordinary, params))
+        self.ordinary = all(map(is_ordinary, params)) and len({*map(id, params)}) == len(params)
         self.numel = sum(p.numel() for p in params)
         if "param_ndim" in group:
             check_param_ndim(ndim, *params, names=lambda: leaf_names(self.spec))

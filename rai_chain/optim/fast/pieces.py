@@ -21,6 +21,7 @@ from ..bound import Binding, Bound
 from ..states import Group
 from ..work import Work
 from .layer import bare_step, torchs_step
+from .onepass import one_pass
 
 PIECE = 1 << 19  # elements: a gradient, its parameter and a state or two stay in cache
 ELEMENTWISE = frozenset(
@@ -66,7 +67,9 @@ def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
     for one in late:
         one.prepare(optimizer.state)
     small = sum([bound.numel for bound in bounds]) <= PIECE
-    if small or not ordinary or not step_in_pieces(inner, work):
+    groups = [bound for bound, _ in work]
+    stepped = ordinary and (one_pass(inner, groups) or (not small and step_in_pieces(inner, work)))
+    if not stepped:
         for bound, grads in work:
             if bound.calls:
                 elementwise(bound.calls, grads, [True] * len(grads), bound.spec)

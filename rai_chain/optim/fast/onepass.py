@@ -28,7 +28,7 @@ from ..states import Group
 from .layer import bare_step, torchs_step
 from .program import program_of
 
-TORCH = "2.13."  # whose arithmetic native code repeats
+KNOWN = torch.__version__.startswith("2.13.")  # whose arithmetic native code repeats
 KINDS = {optim.SGD: 1, optim.Adam: 2, optim.AdamW: 2}
 OTHERS = ("foreach", "differentiable", "capturable")  # other ways of torch
 Rule: Any = namedtuple(
@@ -46,12 +46,12 @@ _PROGRAMS: "WeakKeyDictionary[Bound, list[float] | None]" = WeakKeyDictionary()
 def one_pass(inner: Optimizer, bounds: Sequence[Bound]) -> bool:
     """Transform all gradients and step, where native code has the bits; whether it was done."""
     kind, parts = KINDS.get(type(inner)), []
-    if native.library is None or kind is None or torchs_step(inner) is None:
+    if kind is None or not KNOWN or native.library is None or torchs_step(inner) is None:
         return False
-    if not torch.__version__.startswith(TORCH) or torch._C._len_torch_dispatch_stack():
-        return False
-    if any(getattr(inner, name, None) is not None for name in ("grad_scale", "found_inf")):
+    if hasattr(inner, "grad_scale") or hasattr(inner, "found_inf"):
         return False  # of a scaler
+    if torch._C._len_torch_dispatch_stack():
+        return False  # of what sees torch's operations
     for bound in bounds:
         rule = _rule(kind, bound.group)
         memory = None if rule is None else _memory(rule, bound.params, inner.state)
@@ -152,11 +152,14 @@ def _memory(
 
 def _are_alike(first: Tensor, *others: Tensor) -> bool:
     """Whether tensors are laid out alike, without gaps."""
-    if any([t.shape != first.shape for t in others]):
-        return False
-    if all([t.is_contiguous() for t in (first, *others)]):
-        return True
-    return flat(first) is not None and all(t.stride() == first.stride() for t in others)
+    contiguous = first.is_contiguous()
+    for t in others:
+        if t.shape != first.shape:
+            return False
+        plain = contiguous and t.is_contiguous()
+        if not plain and (t.stride() != first.stride() or flat(first) is None):
+            return False
+    return True
 
 
 @functools.cache

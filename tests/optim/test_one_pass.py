@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import rai_chain as rc
 from rai_chain.kernels import native
 from rai_chain.optim import ChainedParamTransformingOptimizer
-from rai_chain.optim.fast import onepass, pieces
+from rai_chain.optim.fast import onepass
 
 SIZES = (*range(1, 18), *range(510, 520), 1000, 40_003)  # every remainder of 8
 THERE = native.library is not None and onepass.KNOWN
@@ -40,8 +40,9 @@ def one_thread():
 @pytest.fixture
 def taken(monkeypatch):
     """What each step said: whether it was taken in one pass."""
-    said, real = [], pieces.one_pass
-    monkeypatch.setattr(pieces, "one_pass", lambda *a: said.append(real(*a)) or said[-1])
+    said, real = [], onepass.one_pass
+    taking = "rai_chain.optim.fast.elementwise.one_pass"
+    monkeypatch.setattr(taking, lambda *a: said.append(real(*a)) or said[-1])
     return said
 
 

@@ -48,10 +48,9 @@ def one_pass(inner: Optimizer, bounds: Sequence[Bound]) -> bool:
     kind, parts = KINDS.get(type(inner)), []
     if kind is None or not KNOWN or native.library is None or torchs_step(inner) is None:
         return False
-    if hasattr(inner, "grad_scale") or hasattr(inner, "found_inf"):
-        return False  # of a scaler
-    if torch._C._len_torch_dispatch_stack():
-        return False  # of what sees torch's operations
+    scaled = hasattr(inner, "grad_scale") or hasattr(inner, "found_inf")
+    if scaled or torch._C._len_torch_dispatch_stack():  # a mode sees torch's operations
+        return False
     for bound in bounds:
         rule = _rule(kind, bound.group)
         memory = None if rule is None else _memory(rule, bound.params, inner.state)

@@ -25,10 +25,6 @@ def _or(x: float | None, otherwise: float) -> float:
     return otherwise if x is None else x
 
 
-class _UnknownError(Exception):
-    """Something is done that native code does not do."""
-
-
 class _Read(Tensor):
     """An element that knows what was done to it. No mode is set, which an interrupt could leave."""
 
@@ -40,10 +36,9 @@ class _Read(Tensor):
         cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         (x, *numbers), op, kwargs = args, _OPS.get(func.overloadpacket), kwargs or {}
-        if op is None or not isinstance(x, cls) or kwargs.keys() - {"out"}:
-            raise _UnknownError
-        if not all(number is None or isinstance(number, (int, float)) for number in numbers):
-            raise _UnknownError
+        plain = all(number is None or isinstance(number, (int, float)) for number in numbers)
+        if op is None or not plain or not isinstance(x, cls) or kwargs.keys() - {"out"}:
+            raise NotImplementedError(f"{func} is not among what native code does")
         out: _Read = kwargs["out"] if kwargs else _element()
         out.program = x.program + op(*numbers)
         return out
@@ -62,5 +57,5 @@ def program_of(calls: Sequence[Call]) -> list[float] | None:
         for call in calls:
             x = call(x, out=x)
         return x.program if isinstance(x, _Read) else None
-    except _UnknownError:
+    except NotImplementedError:
         return None

@@ -51,7 +51,8 @@ template <bool once, bool tail> INLINE float products(float a, float b, float c,
 
 void transform(const float* op, float* g, int n) {
     const float code = op[0], a = op[1], b = op[2], c = op[3];
-    if (code == 0) each(n, [=](int i) { g[i] = a > g[i] ? a : b < g[i] ? b : g[i]; });
+    auto at_least = [=](float x) { return a > x ? a : x; };  // NaN stays
+    if (code == 0) each(n, [=](int i) { g[i] = b < at_least(g[i]) ? b : at_least(g[i]); });
     if (code == 1) each(n, [=](int i) { g[i] *= a; });
     if (code == 2) each(n, [=](int i) { g[i] += a; });
     auto replaced = [=](float x) { return x == INFINITY ? b : x == -INFINITY ? c : x; };
@@ -59,45 +60,49 @@ void transform(const float* op, float* g, int n) {
 }
 
 template <bool once, bool tail>
-void sgd(const Rule& rule, float lr, float* p, const float* g, float* m, float* scratch, int n) {
+void sgd(const Rule& rule, float lr, float* p, const float* g, float* m, int n) {
     const float momentum = rule.momentum, kept = 1 - rule.dampening;
-    if (momentum != 0) {
-        each(n, [=](int i) { m[i] = products<once, tail>(g[i], kept, m[i], momentum); });
-        if (rule.nesterov) each(n, [=](int i) { scratch[i] = ma<once>(m[i], momentum, g[i]); });
-        g = rule.nesterov ? scratch : m;
-    }
-    each(n, [=](int i) { p[i] = ma<once>(g[i], lr, p[i]); });
+    auto moved = [=](int i) { return m[i] = products<once, tail>(g[i], kept, m[i], momentum); };
+    if (rule.momentum == 0)
+        each(n, [=](int i) { p[i] = ma<once>(g[i], lr, p[i]); });
+    else if (rule.nesterov)
+        each(n, [=](int i) { p[i] = ma<once>(ma<once>(moved(i), momentum, g[i]), lr, p[i]); });
+    else
+        each(n, [=](int i) { p[i] = ma<once>(moved(i), lr, p[i]); });
 }
 
 template <bool once, bool tail>
 void adam(const Step& step, float lr, float scale, float* p, const float* g, float* m, float* v,
-          float* most, float* scratch, int n) {
+          float* most, int n) {
     const Rule& rule = step.rule;
     const float beta2 = rule.beta2, rest = 1 - rule.beta2, weight = 1 - rule.beta1, eps = rule.eps;
     const float shrink = 1 - rule.lr * rule.weight_decay;
     const bool low = weight < 0.5f;  // torch.lerp starts from the nearer end
     const float w = low ? weight : weight - 1.0f;
     if (rule.decoupled && rule.weight_decay != 0) each(n, [=](int i) { p[i] *= shrink; });
-    each(n, [=](int i) {
+    auto moments = [=](int i) {
         m[i] = ma<once>(w, g[i] - m[i], low ? m[i] : g[i]);
         v[i] = products<once, tail>(rest * g[i], g[i], v[i], beta2);
-    });
+    };
+    auto descend = [=](int i, float root) { p[i] += lr * m[i] / (root / scale + eps); };
+    if (!rule.amsgrad && !step.root)
+        return each(n, [=](int i) { moments(i), descend(i, std::sqrt(v[i])); });  // at once
+    each(n, moments);
     if (rule.amsgrad) {
         auto over = [](float a, float b) { return (a > b) | (!tail & (a != a)); };  // NaN too
         each(n, [=](int i) { most[i] = over(v[i], most[i]) ? v[i] : most[i]; });
         v = most;
     }
-    if (step.root)
-        step.root(n, v, scratch, ROOT_MODE);
-    else
-        each(n, [=](int i) { scratch[i] = std::sqrt(v[i]); });
-    each(n, [=](int i) { p[i] += lr * m[i] / (scratch[i] / scale + eps); });
+    if (!step.root) return each(n, [=](int i) { descend(i, std::sqrt(v[i])); });
+    float root[BLOCK];
+    step.root(n, v, root, ROOT_MODE);
+    each(n, [&](int i) { descend(i, root[i]); });
 }
 
 template <bool once, bool tail>
 void step_block(const Step& step, const Leaf& leaf, float lr, float scale, i64 start, int n) {
     const Rule& rule = step.rule;
-    float seen[BLOCK], scratch[BLOCK], *p = leaf.param + start, *m = leaf.first + start;
+    float seen[BLOCK], *p = leaf.param + start, *m = leaf.first + start;
     const float *g = leaf.grad + start, decay = rule.weight_decay;
     if (rule.maximize) {
         each(n, [&](int i) { seen[i] = -g[i]; });
@@ -107,9 +112,9 @@ void step_block(const Step& step, const Leaf& leaf, float lr, float scale, i64 s
         each(n, [&](int i) { seen[i] = ma<once>(p[i], decay, g[i]); });
         g = seen;
     }
-    if (rule.kind == 1) return sgd<once, tail>(rule, lr, p, g, m, scratch, n);
+    if (rule.kind == 1) return sgd<once, tail>(rule, lr, p, g, m, n);
     float *v = leaf.second + start, *most = leaf.most + start;
-    adam<once, tail>(step, lr, scale, p, g, m, v, most, scratch, n);
+    adam<once, tail>(step, lr, scale, p, g, m, v, most, n);
 }
 
 template <bool once> void step_part(const Step& step, const Leaf& leaf, i64 start, i64 stop) {
@@ -142,10 +147,10 @@ void step_all(const Step& step) {
     parallel(threads, [=, &step](int mine) {
         i64 turn = 0;
         for (i64 k = 0; k < step.size; k++) {
-            const i64 n = step.words[k];
-            Leaf leaf = {n, at(1, k), at(2, k), at(3, k), at(4, k), at(5, k), at(6, k)};
-            for (i64 i = 0; i < n; i += TURN)
-                if (turn++ % threads == mine) part(step, leaf, i, std::min(n, i + TURN));
+            const Leaf leaf = {step.words[k], at(1, k), at(2, k), at(3, k),
+                               at(4, k),      at(5, k), at(6, k)};
+            for (i64 i = 0; i < leaf.n; i += TURN)
+                if (turn++ % threads == mine) part(step, leaf, i, std::min(leaf.n, i + TURN));
         }
     });
 }

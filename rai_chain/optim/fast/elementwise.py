@@ -22,11 +22,8 @@ def direct(optimizer: Any, bounds: Sequence[Bound]) -> bool:
     inner = optimizer.inner_opt
     work: list[tuple[Bound, Leaves]] = []
     ordinary = True
-    if optimizer._compile or isinstance(inner, Binding):
+    if optimizer._compile or isinstance(inner, Binding) or any([b.calls is None for b in bounds]):
         return False
-    for bound in bounds:
-        if bound.calls is None:
-            return False
     for bound in bounds:
         grads: Leaves = [p.grad for p in bound.params]
         ordinary &= bound.check_grads(grads) and bound.ordinary

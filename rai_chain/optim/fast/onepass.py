@@ -125,7 +125,7 @@ def _names(rule: Any) -> tuple[str, ...]:
 def _memory(
     rule: Any, params: Leaves, states: Mapping[Any, Group]
 ) -> tuple["array[int]", list[Tensor], int] | None:
-    """Where the tensors of a step are, those whose versions torch counts up, and the threads.
+    """Where the tensors of a step are, those whose versions torch's step counts up, and threads.
 
     None where there is one that native code does not take, or that torch has not made yet.
     """
@@ -134,19 +134,18 @@ def _memory(
     own = [states.get(p, {}) for p in learn] if names else []
     columns = [learn, [p.grad for p in learn], *[[x.get(name) for x in own] for name in names]]
     written = [t for column in columns for t in column]
-    if not ORDINARY.issuperset(map(type, written)):
-        return None
-    if not all([t.dtype is torch.float32 and t.is_cpu and not t.is_neg() for t in written]):
+    plain = [type(t) in ORDINARY and t.dtype is torch.float32 and t.is_cpu for t in written]
+    if not all(plain) or any([t.is_neg() for t in written]):
         return None
     counts = columns.pop() if rule.kind == 2 else learn
     if not all(map(_are_alike, *columns)) or (rule.kind == 2 and any([x.ndim for x in counts])):
         return None
     columns = [counts, *columns, *[learn] * (5 - len(columns))]
     places = [t.data_ptr() for column in columns for t in column]
-    threads = torch.get_num_threads()
-    threads = threads if threads == 1 or separated(learn) is learn else 1
     words = array("q", [p.numel() for p in learn] + places)
-    return words, columns[2] if rule.fused else written, threads
+    threads = torch.get_num_threads()
+    one_by_one = threads > 1 and separated(learn) is not learn  # parameters that overlap
+    return words, columns[2] if rule.fused else written, 1 if one_by_one else threads
 
 
 def _are_alike(first: Tensor, *others: Tensor) -> bool:

@@ -34,6 +34,7 @@ setup(
         Extension(
             "rai_chain.kernels._native",
             ["rai_chain/kernels/native.cpp"],
+            depends=["rai_chain/kernels/step.cpp"],
             language="c++",
             optional=True,
             extra_compile_args=[

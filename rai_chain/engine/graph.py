@@ -1,13 +1,10 @@
 """Compiled graphs, each with limits of its own."""
 
-import itertools
 import types
 from collections.abc import Callable
 from typing import Any
 
 import torch
-
-_numbers = itertools.count()
 
 
 def graph_of(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
@@ -20,6 +17,7 @@ def graph_of(function: Callable[..., Any], **options: Any) -> Callable[..., Any]
     def graph(*args: Any, **kwargs: Any) -> Any:
         return function(*args, **kwargs)
 
-    code = graph.__code__.replace(co_name=f"graph_{next(_numbers)}")
+    code = graph.__code__.replace(co_name=f"graph_{id(graph)}")
     own = types.FunctionType(code, graph.__globals__, None, None, graph.__closure__)
+    own.__wrapped__ = graph  # type: ignore[attr-defined]  # so that no other has its id
     return torch.compile(own, fullgraph=True, **options)

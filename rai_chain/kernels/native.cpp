@@ -224,6 +224,7 @@ struct Call {
     int threads;
 };
 using Kernel = void (*)(const Call&);
+#include "step.cpp"
 
 #define PRAGMA(text) _Pragma(#text)
 #ifdef __clang__
@@ -236,7 +237,7 @@ using Kernel = void (*)(const Call&);
 #define END_TARGET PRAGMA(GCC pop_options)
 #define WIDE ",prefer-vector-width=512"
 #endif
-#define AVX2 "avx2,bmi,bmi2,popcnt,lzcnt"
+#define AVX2 "avx2,fma,bmi,bmi2,popcnt,lzcnt"
 
 #define LEVEL 0
 #define NAME plain
@@ -263,7 +264,8 @@ namespace {
 int best_level() {
 #ifdef X86_LEVELS
     __builtin_cpu_init();
-    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2");
+    bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("bmi2") &&
+                __builtin_cpu_supports("fma");
     bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                   __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
     return avx2 ? avx512 ? 2 : 1 : 0;
@@ -276,6 +278,12 @@ const Kernel (*const levels[])[4] = {
     plain::kernels,
 #ifdef X86_LEVELS
     avx2::kernels, avx512::kernels
+#endif
+};
+void (*const steps[])(const Step&) = {
+    plain::step_all,
+#ifdef X86_LEVELS
+    avx2::step_all, avx512::step_all
 #endif
 };
 int level = best_level();
@@ -301,6 +309,12 @@ API int run(int kernel, int dtype, const void* x, const void* center, void* y, u
     } catch (const std::bad_alloc&) {
         return 1;
     }
+}
+
+// A step of an optimizer, with what the caller set for floats: torch's own steps have it too.
+API void step(const Rule* rule, Root root, const float* ops, i64 count, const i64* words, i64 size,
+              int threads) {
+    steps[level]({*rule, root, ops, count, words, size, threads});
 }
 
 #else  // ============================================================== once for each level
@@ -1002,6 +1016,7 @@ const Kernel kernels[][4] = {OF_DTYPES(select), OF_DTYPES(project), OF_DTYPES(no
                              OF_DTYPES(rescale), OF_DTYPES(clip), OF_DTYPES(sign),
                              OF_DTYPES(histogram)};
 #undef OF_DTYPES
+#include "step.cpp"
 
 }  // namespace
 }  // namespace NAME

@@ -26,6 +26,7 @@ def _load() -> Any:
         loaded.run.argtypes = (
             *(_INT, _INT, *[_POINTER] * 4, _LONG, _LONG, _POINTER, _LONG, _LONG, _INT),
         )
+        loaded.step.argtypes = (*[_POINTER] * 3, _LONG, _POINTER, _LONG, _INT)
         if loaded.kernels() != len(_KERNELS):
             return None
     except (OSError, AttributeError):

@@ -55,10 +55,8 @@ class Bound:
     places: dict[Phase, list[int]]
     keepers: list[Keeper]
     calls: list[Call] | None  # the links as functions of any piece of a gradient
-    safe: bool  # these do not raise in the middle
-    on_cpu: bool
-    numel: int  # elements of all parameters
-    ordinary: bool  # all parameters are of a kind that links take
+    safe: bool  # these are of this library: they do nothing else, and the same at each step
+    ordinary: bool  # all parameters are of a kind that links take, and each is there once
     first: int = 0  # the place of the group's first parameter among all of them
     tried: bool = False  # the parameter links were run once
     warns: bool = True  # of what a selection keeps nothing: not of a group that was saved
@@ -143,14 +141,13 @@ class Bound:
         same = names is seen.get("param_names") and ndim is seen.get("param_ndim", -1)
         same = same and bool(old.seen) and len(params) == len(old.params)
         if same and all(map(is_, params, old.params)):
-            self.spec, self.numel, self.ordinary = old.spec, old.numel, old.ordinary
+            self.spec, self.ordinary = old.spec, old.ordinary
             return True
         by_name = names is not None and len(set(names)) == len(params)
         tree: Any = dict.fromkeys(names or ()) if by_name else [None] * len(params)
         self.spec = flatten(tree)[1]
         check_params(params, self.spec)
-        self.ordinary = all(map(is_ordinary, params))
-        self.numel = sum(p.numel() for p in params)
+        self.ordinary = all(map(is_ordinary, params)) and len({*map(id, params)}) == len(params)
         if "param_ndim" in group:
             check_param_ndim(ndim, *params, names=lambda: leaf_names(self.spec))
         return False
@@ -210,7 +207,6 @@ class Bound:
         busy = self.moving or self.places["step"] or any(k.keeps(own) for k, own in late)
         self.calls = None if busy or len(known) < len(links) else known
         self.safe = all(link.is_ours for link, _ in links)
-        self.on_cpu = all(p.is_cpu for p in self.params)
 
     def begin(self, state: Mapping[Any, Any]) -> None:
         """Evaluate the schedules at the steps that the states have."""

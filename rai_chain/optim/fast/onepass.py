@@ -28,7 +28,7 @@ from ..states import Group
 from .layer import bare_step, torchs_step
 from .program import program_of
 
-KNOWN = torch.__version__.startswith("2.13.")  # whose arithmetic native code repeats
+KNOWN = torch.__version__.startswith(("2.13.", "2.14.", "2.15."))  # that it was seen to repeat
 KINDS = {optim.SGD: 1, optim.Adam: 2, optim.AdamW: 2}
 OTHERS = ("foreach", "differentiable", "capturable")  # other ways of torch
 Rule: Any = namedtuple(

@@ -84,7 +84,7 @@ format: $(VENV)/test
 	$(BIN)/ruff check --fix .
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info out docs/_build rai_chain/kernels/*.so
+	rm -rf $(VENV) build dist *.egg-info out docs/_build docs/api docs/pictures docs/benchmarks.md rai_chain/kernels/*.so
 
 $(VENV)/python:
 	$(PYTHON) -m venv $(VENV)

@@ -535,3 +535,24 @@ def test_bad_input_is_refused(options, error, message, digits):
     net, images, labels = digits
     with pytest.raises(error, match=message):
         attacks.pgd(net, images, labels, **{"epsilon": 0.1, **options})
+
+
+@pytest.mark.parametrize(
+    "name", ["fgsm", "pgd", "apgd", "mi_fgsm", "slide", "frank_wolfe", "universal"]
+)
+def test_images_and_labels_that_do_not_fit_are_refused(name, digits):
+    """Images that were normalised, above all: they are not within 0 and 1."""
+    net, images, labels = digits
+    run = partial(getattr(attacks, name), net)
+    with pytest.raises(ValueError, match=r"`images` must satisfy 0.0 <= .*Got: from -1 to 1"):
+        run(2 * images - 1, labels, 0.1)
+    near = run(2 * images - 1, labels, 0.1, low=-1.0)
+    whole = name == "universal"
+    assert (near if whole else near - (2 * images - 1)).abs().max() <= 0.1 + 1e-6
+    with pytest.raises(TypeError, match="`images` must be a floating tensor"):
+        run(images.numpy(), labels, 0.1)
+    with pytest.raises(ValueError, match="`epsilon` must be a number, or one for each of the 64"):
+        run(images, labels, torch.ones(3))
+    for wrong in (labels[:5], labels.float(), torch.nn.functional.one_hot(labels)):
+        with pytest.raises(ValueError, match="`labels` must be int64, one for each of the 64"):
+            run(images, wrong, 0.1)

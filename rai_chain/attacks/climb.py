@@ -4,11 +4,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from ..core.pipeline import GradientTransformation
-from ..data.hyper import Flag
+from ..data.hyper import Flag, Range
+from ..data.messages import told
+from ..data.plain import is_plain
 from ..perturbations.solvers import evaluating
 from ..solve import maximize, minimize
 
@@ -21,8 +24,32 @@ def losses(logits: Tensor, labels: Tensor) -> Tensor:
 
     So of all points those where the label changes count first: elsewhere it is at most log K.
     """
+    alike = isinstance(labels, Tensor) and labels.shape == logits.shape[:1]
+    if not alike or labels.dtype != torch.int64:
+        raise ValueError(
+            f"`labels` must be int64, one for each of the {len(logits)} images  Got: {told(labels)}"
+        )
     other = logits.argmax(1) != labels
     return cross_entropy(logits, labels, reduction="none") + math.log(logits.shape[1]) * other
+
+
+def check_images(images: Any, epsilon: Any, low: float, high: float) -> None:
+    """Refuse images outside of the interval, which ball and interval need not meet near."""
+    if not isinstance(images, Tensor) or not images.is_floating_point():
+        raise TypeError(f"`images` must be a floating tensor (N, ...)  Got: {told(images)}")
+    Range(0.0).check("epsilon", epsilon)
+    if isinstance(epsilon, Tensor) and epsilon.numel() > 1 and epsilon.shape != images.shape[:1]:
+        raise ValueError(
+            f"`epsilon` must be a number, or one for each of the {len(images)} images  "
+            f"Got: {told(epsilon)}"
+        )
+    inside = low > high or not is_plain((images,))  # or else refused, or not to be read
+    if not inside and bool(((images < low) | (images > high)).any()):
+        least, most = (float(x) for x in images.aminmax())
+        raise ValueError(
+            f"`images` must satisfy {low} <= images <= {high}, which are `low` and `high`  "
+            f"Got: from {least:.4g} to {most:.4g}"
+        )
 
 
 def attack(

@@ -15,7 +15,7 @@ from ..links.frank_wolfe import frank_wolfe_step, l1_oracle, l2_oracle, linf_ora
 from ..links.momentum import trace
 from ..links.projections import box, l1_ball, l2_ball, linf_ball
 from ..links.transforms import normalize, scale, sign, top_q
-from .climb import Model, attack
+from .climb import Model, attack, check_images
 
 # Of each norm: the gradient at length 1, the ball, its random points, its extreme points.
 DIRECTIONS = {1: normalize(1), 2: normalize(2), math.inf: sign()}
@@ -78,6 +78,7 @@ def fgsm(
     Source: Goodfellow et al. 2014, "Explaining and Harnessing Adversarial Examples",
     arXiv 1412.6572.
     """
+    check_images(images, epsilon, low, high)
     tx = chain(of(DIRECTIONS, norm), scale(-epsilon), *within(norm, epsilon, images, low, high))
     return attack(model, images, labels, tx, 1, best=False, **options)
 
@@ -122,6 +123,7 @@ def pgd(
     Source: Madry et al. 2017, "Towards Deep Learning Models Resistant to Adversarial Attacks",
     arXiv 1706.06083.
     """
+    check_images(images, epsilon, low, high)
     size = 2.5 * epsilon / max(steps, 1) if step_size is None else step_size
     tx = chain(of(DIRECTIONS, norm), scale(-size), *within(norm, epsilon, images, low, high))
     init = start(norm, epsilon, low, high) if random_start else None
@@ -165,6 +167,7 @@ def apgd(
 
     Source: `rai_chain.apgd` (Croce and Hein 2020, arXiv 2003.01690), which L1 steps take as well.
     """
+    check_images(images, epsilon, low, high)
     longest = chain(of(DIRECTIONS, norm), scale(-2.0 * epsilon))
     both = of(BALLS, norm)(epsilon, images, low=low, high=high)
     tx = adaptive(chain(longest, both), steps)
@@ -208,6 +211,7 @@ def mi_fgsm(
 
     Source: Dong et al. 2018, "Boosting Adversarial Attacks with Momentum", arXiv 1710.06081.
     """
+    check_images(images, epsilon, low, high)
     size = epsilon / max(steps, 1) if step_size is None else step_size
     sums = chain(normalize(1), trace(decay), sign(), scale(-size))
     tx = chain(sums, *within(math.inf, epsilon, images, low, high))
@@ -252,6 +256,7 @@ def slide(
     Source: Tramer and Boneh 2019, "Adversarial Training and Robustness for Multiple
     Perturbations", arXiv 1904.13000.
     """
+    check_images(images, epsilon, low, high)
     size = 2.5 * epsilon / max(steps, 1) if step_size is None else step_size
     few = chain(feasible(low, high), top_q(q), sign(), normalize(1), scale(-size))
     tx = chain(few, *within(1, epsilon, images, low, high))
@@ -297,6 +302,7 @@ def frank_wolfe(
     Source: Chen et al. 2018, "A Frank-Wolfe Framework for Efficient and Effective Adversarial
     Attacks", arXiv 1811.10828, without its momentum.
     """
+    check_images(images, epsilon, low, high)
     oracle = chain(feasible(low, high), of(ORACLES, norm)(epsilon, images))
     tx = chain(oracle, frank_wolfe_step(lr), *within(norm, epsilon, images, low, high))
     return attack(model, images, labels, tx, steps, **options)

@@ -11,7 +11,7 @@ from torch.nn.functional import cross_entropy
 from ..core.chain import chain
 from ..links.transforms import scale
 from ..perturbations.solvers import evaluating
-from .climb import Loss, Model, attack, losses
+from .climb import Loss, Model, attack, check_images, losses
 from .near import BALLS, DIRECTIONS, of
 
 
@@ -52,6 +52,7 @@ def universal(
 
     Source: Shafahi et al. 2020, "Universal Adversarial Training", arXiv 1811.11304.
     """
+    check_images(images, epsilon, low, high)
     size = 2.5 * epsilon / max(steps, 1) if step_size is None else step_size
     tx = chain(of(DIRECTIONS, norm), scale(-size), of(BALLS, norm)(epsilon))
 

@@ -1,6 +1,6 @@
 """Links around pipelines: what `masked`, `accumulate` and the other combinators have in common."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -15,11 +15,8 @@ from ..data.tree import (
     Leaves,
     Spec,
     Tree,
-    leaf_paths,
     present,
     presented,
-    spread_over,
-    unflatten,
 )
 from ..engine.fit import check_one
 from ..engine.run import Phase, Run, State, run_links
@@ -390,28 +387,6 @@ def by_phase(kind: type[Wrapper], inners: Inners, **options: Any) -> GradientTra
             part[prefix] = Chain(tuple(k for k, _ in mine), tuple(n for _, n in mine))
         parts.append(kind(part, **options))
     return Sorted(tuple(parts), (None, None))
-
-
-def chosen_by(
-    given: Any, leaves: Leaves, spec: Spec, name: str, allows: Callable[[Any], bool]
-) -> list[Any]:
-    """A value for each leaf: of a tree, of the upper part of one, or of a function.
-
-    Args:
-        given: the tree, or a function of a leaf's path, ``"layer.bias"``, or of the whole tree.
-        leaves, spec: the params, or what is like them.
-        name: of the argument, for messages.
-        allows: whether a value is one of those that may come out.
-    """
-    if callable(given):
-        try:
-            by_path = [given(path) for path in leaf_paths(spec)]
-        except Exception:  # it takes the tree
-            by_path = None
-        if by_path is not None and all(map(allows, by_path)):
-            return by_path
-        given = given(unflatten(list(leaves), spec))
-    return spread_over(given, spec, name)
 
 
 def _rebuild(cls: Any, inners: Inners, options: dict[str, Any]) -> Link:

@@ -93,6 +93,11 @@ def averaged_params(state: Any) -> Tree:
 
     Source: this library.
     """
+    if isinstance(state, torch.optim.Optimizer):
+        raise TypeError(
+            "`state` must be of a pipeline, or of one parameter of an optimizer, as in "
+            f"`averaged_params(optimizer.state[p])`  Got: {type(state).__name__}"
+        )
     found = averages_in(state)
     if len(found) != 1:
         raise ValueError(

@@ -5,7 +5,8 @@ from typing import Any, ClassVar
 
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
-from ..core.wrapper import Wrapper, by_phase, chosen_by
+from ..core.wrapper import Wrapper, by_phase
+from ..data.choice import chosen_by
 from ..data.hyper import show
 from ..data.tree import Leaves, Spec, Tree, flatten
 from ..engine.run import Run, State

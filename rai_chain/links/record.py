@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from ..core.chain import chain
 from ..core.pipeline import GradientTransformation
@@ -109,7 +110,7 @@ def records(state: State) -> dict[str, Tensor]:
     """The statistics in a state of a pipeline, as a plain dict that is ready to plot.
 
     Args:
-        state: of any pipeline with `record` in it, or a param group's.
+        state: of any pipeline with `record` in it, a param group's, or an optimizer.
 
     Returns:
         name -> values, (steps,) float32, oldest first.
@@ -125,6 +126,8 @@ def records(state: State) -> dict[str, Tensor]:
 
     Source: this library.
     """
+    if isinstance(state, Optimizer):
+        return records({"param_groups": state.param_groups})
     if isinstance(state, dict) and isinstance(state.get("record"), dict) and "step" in state:
         ((name, values),) = state["record"].items()
         step = int(state["step"])

@@ -18,7 +18,7 @@ from .bound import Binding, Bound
 from .drawn import DrawnTopQ
 from .hooks import Hooks
 from .layout import Pipeline
-from .states import ENDED, LINKS, STATES, UNSEEN, Group, moved, take_apart, unseen
+from .states import ENDED, LINKS, STATES, TRAINING, UNSEEN, Group, moved, take_apart, unseen
 
 _OF_TORCH = ("_opt_called", "_zero_grad_profile_name", "step")
 _MADE_AGAIN = ("defaults", "state", "param_groups", "_bounds", "_pending", "_graphs", "_owner")
@@ -169,6 +169,12 @@ def _check_form(state_dict: Any) -> None:
 def _check_kept(kind: type[Optimizer], params: list[Tensor], states: list[Group]) -> None:
     """Refuse what an optimizer of torch kept of parameters of other shapes."""
     for i, (p, own) in enumerate(zip(params, states, strict=True)):
+        others = own.keys() - {LINKS, TRAINING, "step"}  # which rai-toolbox's Frank-Wolfe counts
+        if others and issubclass(kind, Binding):
+            raise ValueError(
+                f"`state` must be of this chain, with no torch optimizer inside  "
+                f"Got: {', '.join(sorted(map(str, others)))} for `params[{i}]`"
+            )
         if wrong := misfit(kind, own, p.shape):
             raise ValueError(
                 f"`state` must be of these parameters  Got: for `params[{i}]` of shape "

@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import give, identical, leaf, leaves, parameters, step, steps, values
 from torch.optim import SGD, Adam
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import keystr, tree_map, tree_map_with_path
 
 import rai_chain as rc
 from rai_chain.optim import ChainedParamTransformingOptimizer, ParamTransformingOptimizer
@@ -779,10 +779,41 @@ def test_trees_of_values_and_states_in_another_key_order():
 
 def collect(into):
     def label(path):
-        into.append(path)
+        if isinstance(path, str):  # it is asked whether it takes the whole tree, too
+            into.append(path)
         return "x"
 
     return label
+
+
+@pytest.mark.parametrize(
+    "of_tree",
+    [
+        lambda tree: tree_map_with_path(lambda path, _: "w" in keystr(path), tree),
+        lambda tree: tree_map(lambda x: getattr(x, "ndim", 0) > 1, tree),
+        lambda tree: tree_map(lambda x: isinstance(x, torch.Tensor) and x.ndim > 1, tree),
+    ],
+)
+def test_a_function_of_the_tree_that_takes_a_string_for_one_is_asked_with_the_tree(of_tree):
+    params = {"layer": {"w": torch.ones(2, 3), "b": torch.ones(2)}}
+    tx = rc.masked(rc.scale(0.0), of_tree)
+    out, _ = tx.update(params, tx.init(params))
+    assert (out["layer"]["w"].sum(), out["layer"]["b"].sum()) == (0.0, 2.0)
+    by_label = lambda tree: tree_map(lambda yes: "x" if yes else "y", of_tree(tree))  # noqa: E731
+    tx = rc.partition({"x": rc.scale(0.0), "y": rc.identity()}, by_label)
+    assert identical(tx.update(params, tx.init(params))[0], out)
+    alone = rc.masked(rc.scale(0.0), of_tree)
+    assert alone.update(torch.ones(2, 2), alone.init(torch.ones(2, 2)))[0].sum() == (
+        4.0 if of_tree(torch.ones(2, 2)) is False else 0.0
+    )
+
+
+def test_a_path_function_that_raises_or_returns_nothing_says_so():
+    params = {"w": torch.ones(2)}
+    with pytest.raises(TypeError, match=r"`mask` must return a value for each path  Got: None for"):
+        rc.masked(rc.scale(2.0), lambda path: None).init(params)
+    with pytest.raises(KeyError, match="w"):
+        rc.masked(rc.scale(2.0), lambda path: {"b": True}[path]).init(params)
 
 
 @pytest.mark.parametrize(

@@ -81,3 +81,15 @@ def test_trees_move_towards_others() -> None:
         assert torch.equal(kept, new["a"] if int(steps) % 2 == 0 else old["a"])
     with pytest.raises(ValueError, match="`new_tensors` must have the tree structure"):
         rc.incremental_update([torch.ones(1)], {"a": torch.ones(1)}, 0.5)
+
+
+def test_what_an_optimizer_keeps_is_read_from_it_or_refused_by_name():
+    p = torch.ones(3, requires_grad=True)
+    tx = rc.chain(rc.record("norm", rc.global_norm), rc.adam(0.1), rc.params_ema())
+    optimizer = tx.optimizer([p])
+    p.grad = torch.ones(3)
+    optimizer.step()
+    assert rc.records(optimizer)["norm"].tolist() == [torch.ones(3).norm().item()]
+    assert torch.equal(rc.averaged_params(optimizer.state[p]), p)
+    with pytest.raises(TypeError, match=r"averaged_params\(optimizer.state\[p\]\)"):
+        rc.averaged_params(optimizer)

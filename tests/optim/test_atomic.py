@@ -365,6 +365,14 @@ def test_a_missing_link_state_is_named(lost):
     refused(lambda: optimizer.load_state_dict(state), optimizer, "ema_0")
 
 
+def test_a_checkpoint_of_a_torch_optimizer_is_refused_where_there_is_none_inside():
+    """It would be kept, and never read."""
+    theirs, ours = Adam([leaf(3)], lr=0.1), rc.adam(0.1).optimizer([leaf(3)])
+    steps(theirs, 1)
+    state = theirs.state_dict()
+    refused(lambda: ours.load_state_dict(state), ours, "be of this chain.*Got: exp_avg, exp_avg_sq")
+
+
 @pytest.mark.parametrize("bad", [7.0, -1.0, float("nan")])
 def test_a_tensor_out_of_its_interval_in_a_checkpoint_is_refused(bad):
     """Loading reads tensors: `q = tensor(7.)` is no less wrong than `q = 7`."""

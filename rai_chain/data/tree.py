@@ -120,6 +120,17 @@ def spread_over(tree: Any, spec: Spec, name: str, other: str = "`params`") -> li
     return leaves
 
 
+def finer(a: Any, b: Any) -> Any:
+    """The tree of which both are the upper part, where there is one."""
+    if not is_container(a) or not is_container(b):
+        return a if is_container(a) else b
+    if isinstance(a, dict) and isinstance(b, dict):
+        return {k: finer(v, b.get(k)) for k, v in a.items()}
+    if isinstance(a, dict) or isinstance(b, dict) or len(a) != len(b):
+        return a
+    return [finer(x, y) for x, y in zip(a, b, strict=True)]
+
+
 def present(leaves: list[Any], spec: Spec) -> Any:
     """The tree of the leaves; where some are None, a dict path -> leaf of the others.
 

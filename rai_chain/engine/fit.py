@@ -1,5 +1,6 @@
 """What hyperparameters must satisfy: beside each other, and beside the leaves."""
 
+import functools
 import math
 import sys
 import warnings
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.hyper import Range, Rule, Several
-from ..data.tree import Leaves, Spec, flatten, is_container, leaf_names, spread_over
+from ..data.tree import Leaves, Spec, finer, flatten, is_container, leaf_names, spread_over
 from .function import AmbiguousError, Definition, Rows, spread
 from .run import Run
 from .sharded import has_shards
@@ -33,10 +34,9 @@ def check_together(d: Definition, values: dict[str, Any]) -> None:
     if not trees:
         d.check(values)
         return
-    specs = {n: flatten(tree)[1] for n, tree in trees.items()}
-    finest = max(specs, key=lambda n: specs[n].num_leaves)
-    spec = specs[finest]
-    columns = {n: spread_over(tree, spec, n, f"`{finest}`") for n, tree in trees.items()}
+    first = next(iter(trees))
+    spec = flatten(functools.reduce(finer, trees.values()))[1]
+    columns = {n: spread_over(tree, spec, n, f"`{first}`") for n, tree in trees.items()}
     for i, name in enumerate(leaf_names(spec)):
         own = {n: column[i] for n, column in columns.items()}
         if any(value is not None for value in own.values()):  # else there may be no such leaf
@@ -53,7 +53,8 @@ def _check_at(check: Callable[[dict[str, Any]], None], values: dict[str, Any], n
     try:
         check(values)
     except (TypeError, ValueError) as error:
-        raise type(error)(f"{error}  in `{name}`") from None
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{error}  in `{name}`") from error
 
 
 def check_fit(

@@ -78,7 +78,7 @@ void adam(const Step& step, float lr, float scale, float* p, const float* g, flo
     const float beta2 = rule.beta2, rest = 1 - rule.beta2, weight = 1 - rule.beta1, eps = rule.eps;
     const float shrink = 1 - rule.lr * rule.weight_decay;
     const bool low = weight < 0.5f;  // torch.lerp starts from the nearer end
-    const float w = low ? weight : weight - 1.0f;
+    const float w = low ? weight : -(1.0f - weight);  // -0 too
     if (rule.decoupled && rule.weight_decay != 0) each(n, [=](int i) { p[i] *= shrink; });
     auto moments = [=](int i) {
         m[i] = ma<once>(w, g[i] - m[i], low ? m[i] : g[i]);

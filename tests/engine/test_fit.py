@@ -62,6 +62,31 @@ def test_a_value_may_stand_for_all_leaves_below_it():
         assert torch.equal(new["head"], x["head"]) and new["body"]["w"].tolist() == [4.75, 4.75]
 
 
+def test_each_of_two_values_may_be_the_finer_one_somewhere():
+    x = {"a": {"x": torch.full((2,), 5.0), "y": -torch.ones(2)}, "b": [torch.full((2,), 7.0)]}
+    tx = rc.clamp({"a": {"x": -1.0, "y": 0.0}, "b": -3.0}, {"a": 1.0, "b": [2.0]})
+    assert [leaf.tolist() for leaf in flatten(tx.map(x))[0]] == [[1.0, 1.0], [0.0, 0.0], [2.0, 2.0]]
+    with pytest.raises(ValueError, match=r"Got: 3.0  in `\['b'\]\[0\]`"):
+        rc.clamp({"a": {"x": -1.0, "y": 0.0}, "b": 3.0}, {"a": 1.0, "b": [2.0]})
+
+
+def test_a_check_may_raise_an_error_of_its_own_kind():
+    class OddError(ValueError):
+        def __init__(self, a, b):
+            super().__init__(a + b)
+
+    def check(values):
+        if values["k"] > 2:
+            raise OddError("`k` must be", " small")
+
+    @rc.elementwise(check=check)
+    def times(grad, k=1.0):
+        return grad * k
+
+    with pytest.raises(ValueError, match=r"`k` must be small  in `\['b'\]`"):
+        times({"a": 1.0, "b": 3.0})
+
+
 def test_a_leaf_that_is_not_there_needs_no_values():
     """None stands in the values for a leaf that is None; for one that is there it is refused."""
     tx = rc.clamp(clamp_max={"a": 1.0, "b": None})

@@ -1,6 +1,7 @@
 """What frameworks do to an optimizer: they wrap it, imitate its class, ask for what others have."""
 
 import functools
+import types
 
 import pytest
 import torch
@@ -202,7 +203,10 @@ class Layered(Foreign):
 
 Layered([torch.ones(1)])  # the first one puts hooks around the step
 _hooked = Layered.step
-Layered.step = functools.wraps(_hooked)(lambda self, closure=None: _hooked(self, closure))
+_torchs = {"__name__": "torch._dynamo.eval_frame", "_hooked": _hooked}  # where it was written
+_layer = types.FunctionType((lambda self, closure=None: _hooked(self, closure)).__code__, _torchs)
+_layer.__defaults__ = (None,)
+Layered.step = functools.wraps(_hooked)(_layer)
 KINDS = [torch.optim.SGD, torch.optim.LBFGS, Foreign, Layered, "chain", "native"]
 
 

@@ -1,7 +1,6 @@
 """The layer that torch puts around every optimizer's step, where nothing listens left out."""
 
 import functools
-import inspect
 import weakref
 from collections.abc import Callable
 from typing import Any
@@ -49,9 +48,11 @@ def bare_step(inner: Optimizer) -> Callable[..., Any]:
     if "step" in inner.__dict__:
         return inner.step
     step: Any = type(inner).step
-    while getattr(step, "hooked", False) and hasattr(step, "__wrapped__"):
+    while getattr(step, "hooked", False) and _is_layer(step):
         step = step.__wrapped__  # torch's compiler puts a layer around that of hooks
-    return functools.partial(_with_own_hooks if _has_own_hooks(inner) else _plainly, step, inner)
+    hooked = getattr(step, "hooked", False)  # inside of a user's layer, which is called
+    own = _has_own_hooks(inner) and not hooked
+    return functools.partial(_with_own_hooks if own else _plainly, step, inner)
 
 
 def _plainly(step: Callable[..., Any], *args: Any) -> Any:
@@ -79,11 +80,22 @@ def torchs_step(inner: Optimizer) -> Callable[..., Any] | None:
 def _unwrapped(step: Callable[..., Any]) -> Callable[..., Any] | None:
     """A step without torch's layers; None where it is a user's."""
     if step not in _STEPS:
-        bare = inspect.unwrap(step)
-        module = getattr(bare, "__module__", None) or ""
-        _STEPS[step] = bare if module.startswith(("torch.optim.", "rai_chain.")) else None
+        bare = step
+        while _is_layer(bare):
+            bare = bare.__wrapped__  # type: ignore[attr-defined]
+        _STEPS[step] = bare if _home(bare).startswith(("torch.optim.", "rai_chain.")) else None
     found: Callable[..., Any] | None = _STEPS[step]
     return found
+
+
+def _is_layer(step: Any) -> bool:
+    """Whether it is torch's or ours, around another function; a user's looks alike but for this."""
+    return hasattr(step, "__wrapped__") and _home(step).startswith(("torch.", "rai_chain."))
+
+
+def _home(step: Any) -> str:
+    """The module that a function was written in, which `functools.wraps` does not change."""
+    return str(getattr(step, "__globals__", {}).get("__name__", ""))
 
 
 _STEPS: "weakref.WeakKeyDictionary[Any, Any]" = weakref.WeakKeyDictionary()

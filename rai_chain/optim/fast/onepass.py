@@ -7,6 +7,7 @@ beside torch's own once in a process; what differs, or does not fit, goes the or
 import copy
 import ctypes
 import functools
+import math
 from array import array
 from collections import namedtuple
 from collections.abc import Mapping, Sequence
@@ -31,12 +32,14 @@ from .program import program_of
 KNOWN = torch.__version__.startswith(("2.13.", "2.14.", "2.15."))  # that it was seen to repeat
 KINDS = {optim.SGD: 1, optim.Adam: 2, optim.AdamW: 2}
 OTHERS = ("foreach", "differentiable", "capturable")  # other ways of torch
+NEEDED = {1: ("momentum", "dampening"), 2: ("betas", "eps")}  # of each kind, beside those of both
 Rule: Any = namedtuple(
     "Rule",
     "beta1 beta2 lr weight_decay momentum dampening eps "
     "fused maximize nesterov decoupled_weight_decay amsgrad kind contracts",
 )
 NUMBERS, FLAGS = Rule._fields[2:7], Rule._fields[7:12]
+_MOST = torch.finfo(torch.float32).max
 USUAL = {"lr": 0.0173, "weight_decay": 0.037, "momentum": 0.83, "dampening": 0.21, "beta2": 0.95}
 LENGTHS = (*range(18), *range(507, 530), 2000)  # of what a step is tried on
 _CONTRACTS = torch.backends.cpu.get_cpu_capability() != "DEFAULT"
@@ -52,13 +55,12 @@ def one_pass(inner: Optimizer, bounds: Sequence[Bound]) -> bool:
     if scaled or torch._C._len_torch_dispatch_stack():  # a mode sees torch's operations
         return False
     for bound in bounds:
-        rule = _rule(kind, bound.group)
-        memory = None if rule is None else _memory(rule, bound.params, inner.state)
-        if memory is None or not bound.safe or not _is_torchs(rule):
-            return False
         if bound not in _PROGRAMS:
             _PROGRAMS[bound] = program_of(bound.calls or ())
-        if (program := _PROGRAMS[bound]) is None:
+        rule, program = _rule(kind, bound.group), _PROGRAMS[bound]
+        if rule is None or program is None or not bound.safe or not _is_torchs(rule):
+            return False
+        if (memory := _memory(rule, program, bound.params, inner.state)) is None:
             return False
         parts.append((rule, program, *memory))
     for part in parts:
@@ -68,8 +70,14 @@ def one_pass(inner: Optimizer, bounds: Sequence[Bound]) -> bool:
 
 def _rule(kind: int, group: Group) -> Any:
     """What a group says of a step, where its numbers are Python's and torch goes no other way."""
-    numbers = [*group.get("betas", (0.0, 0.0)), *[group.get(name, 0.0) for name in NUMBERS]]
+    if any([name not in group for name in ("lr", "weight_decay", *NEEDED[kind])]):
+        return None
+    betas = group["betas"] if kind == 2 else (0.0, 0.0)
+    numbers = [*betas, *[group.get(name, 0.0) for name in NUMBERS]]
     if any([group.get(name) for name in OTHERS]) or not {float, int}.issuperset(map(type, numbers)):
+        return None
+    sane = len(betas) == 2 and all([0 <= beta < 1 for beta in betas])
+    if not sane or any([_MOST < abs(x) < math.inf for x in numbers]):  # where torch raises
         return None
     flags = [bool(group.get(name)) for name in FLAGS]
     return Rule._make([*numbers, *flags, kind, _CONTRACTS])
@@ -97,7 +105,7 @@ def _agrees(rule: Any) -> bool:
         if seed == 1:  # in which torch makes the states
             continue
         params = ours.param_groups[0]["params"]
-        memory = _memory(rule, params, ours.state)
+        memory = _memory(rule, [], params, ours.state)
         if memory is None:
             return False
         _step(rule, [], *memory)
@@ -123,7 +131,7 @@ def _names(rule: Any) -> tuple[str, ...]:
 
 
 def _memory(
-    rule: Any, params: Leaves, states: Mapping[Any, Group]
+    rule: Any, program: list[float], params: Leaves, states: Mapping[Any, Group]
 ) -> tuple["array[int]", list[Tensor], int] | None:
     """Where the tensors of a step are, those whose versions torch's step counts up, and threads.
 
@@ -133,19 +141,27 @@ def _memory(
     names = _names(rule)
     own = [states.get(p, {}) for p in learn] if names else []
     columns = [learn, [p.grad for p in learn], *[[x.get(name) for x in own] for name in names]]
-    written = [t for column in columns for t in column]
-    plain = [type(t) in ORDINARY and t.dtype is torch.float32 and t.is_cpu for t in written]
-    if not all(plain) or any([t.is_neg() for t in written]):
+    every = [t for column in columns for t in column]
+    plain = [type(t) in ORDINARY and t.dtype is torch.float32 and t.is_cpu for t in every]
+    if not all(plain) or any([t.is_neg() or t._is_zerotensor() for t in every]):
+        return None
+    if not torch.is_inference_mode_enabled() and any([t.is_inference() for t in every]):
+        return None
+    others = every[len(learn) :]
+    if separated(others, learn) is not others:  # states and gradients that share memory
         return None
     counts = columns.pop() if rule.kind == 2 else learn
     if not all(map(_are_alike, *columns)) or (rule.kind == 2 and any([x.ndim for x in counts])):
         return None
+    written = [*(columns[1] if program else ()), *(counts if rule.kind == 2 else ())]
+    if not rule.fused:  # torch's fused steps do not count these up
+        written += [t for column in (learn, *columns[2:]) for t in column]
     columns = [counts, *columns, *[learn] * (5 - len(columns))]
     places = [t.data_ptr() for column in columns for t in column]
     words = array("q", [p.numel() for p in learn] + places)
     threads = torch.get_num_threads()
     one_by_one = threads > 1 and separated(learn) is not learn  # parameters that overlap
-    return words, columns[2] if rule.fused else written, 1 if one_by_one else threads
+    return words, written, 1 if one_by_one else threads
 
 
 def _are_alike(first: Tensor, *others: Tensor) -> bool:

@@ -48,7 +48,7 @@ def valid(name: str, made: Any, held: dict[str, set[str]]) -> str:
     if own in held:
         places = dict.fromkeys(words for law, words in LAWS.items() if law in held[own])
         line = f"Tested: {', '.join(places)}."
-        tensors = pictures.laws().tensorable(own)
+        tensors = pictures.laws().tensorable(own) if own in pictures.drawn() else ()
         if tensors:
             line += f" A tensor, with a value for each example: {', '.join(map(as_code, tensors))}."
         return line

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 collect_ignore = [
     "clients",  # `make test-clients` runs them, in an environment of its own
@@ -11,6 +12,17 @@ collect_ignore = [
     "oracles/optax_shim.py",
     "oracles/optax_suite.py",
 ]
+
+
+@pytest.fixture
+def one_thread():
+    """On a busy machine torch's threads wait for each other far longer than they work."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
 SHORT_ROWS = pytest.mark.filterwarnings("ignore:.* keeps nothing of :UserWarning")
 
 

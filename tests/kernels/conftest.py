@@ -1,7 +1,6 @@
 """Every test of the kernels runs on the fallback and on each level that this machine has."""
 
 import pytest
-import torch
 
 from rai_chain.kernels import native
 
@@ -27,9 +26,5 @@ def backend(request, monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def one_thread():
-    """On a busy machine torch's threads wait for each other far longer than they work."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
+def at_one_thread(one_thread):
+    """Threads have tests of their own."""

@@ -40,9 +40,7 @@ def norm(rows: Tensor, p: float, axis: Axis | None = None) -> Ask:
     shares = _scaled(torch.ones_like(sums), ((orders - top) * int(width * p)).clamp(-2000, 0))
     total = torch.where((orders <= top) & (shares > 0), sums * shares, 0.0).sum(1, keepdim=True)
     root = fallback.sqrt(total) if p == 2 else total ** (1.0 / p)
-    off = (
-        root**p / total - 1.0
-    ) / p  # 1 / p was rounded, which tells where the total is not near 1
+    off = (root**p / total - 1.0) / p  # 1 / p was rounded, which tells far from 1
     root = torch.where((total > 0) & total.isfinite(), root - root * off, root)
     return _scaled(root, width * top)
 
